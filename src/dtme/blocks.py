@@ -1,0 +1,193 @@
+"""Find the blocks of a transformer: the places where tokens enter.
+
+No class of any model library is named here; a block is recognised by what it is made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+
+
+def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None = None) -> dict[str, nn.Module]:
+    """The blocks of a model's trunk, by module name, in the order in which the model holds them.
+
+    Args:
+        model: Any module that holds a transformer.
+        blocks: Which modules are meant. `None` finds them: the members of the innermost lists or sequences whose
+            every member holds attention (where nothing is called attention: repeated members with a norm and linear
+            layers). A string is a regular expression matched against the whole module name. A sequence gives names
+            or suffixes of names, or integers that index the blocks `None` finds; negative ones count from the end.
+
+    Returns:
+        Module by name.
+
+    Raises:
+        ValueError: Nothing matches; the message lists what there is.
+
+    Example:
+        >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 3, enable_nested_tensor=False)
+        >>> list(find_blocks(encoder))
+        ['layers.0', 'layers.1', 'layers.2']
+        >>> list(find_blocks(encoder, [-1]))
+        ['layers.2']
+    """
+    modules = dict(model.named_modules())
+    if blocks is None:
+        found = _repeated_with_attention(modules)
+        if not found:
+            raise ValueError(
+                "blocks=None: no transformer blocks were found in this model. Name them: blocks='regular expression' "
+                f"or blocks=[names]. Modules that repeat: {_candidates(modules)}"
+            )
+        return found
+    if isinstance(blocks, str):
+        found = {name: module for name, module in modules.items() if name and re.fullmatch(blocks, name)}
+        if not found:
+            raise ValueError(f"blocks={blocks!r} matches the whole name of no module. Candidates: {_candidates(modules)}")
+        return found
+    wanted = [blocks] if isinstance(blocks, int) else list(blocks)
+    names: set[str] = set()
+    for entry in wanted:
+        if isinstance(entry, int):
+            listed = list(find_blocks(model))
+            if not -len(listed) <= entry < len(listed):
+                raise ValueError(f"blocks={wanted!r}: there is no block {entry}; this model has {len(listed)} blocks.")
+            names.add(listed[entry])
+            continue
+        matches = [name for name in modules if name and (name == entry or name.endswith("." + entry))]
+        if not matches:
+            raise ValueError(f"blocks: no module is called or ends in {entry!r}. Candidates: {_candidates(modules)}")
+        names.update(matches)
+    if not names:
+        raise ValueError(f"blocks={wanted!r} names nothing. Candidates: {_candidates(modules)}")
+    return {name: module for name, module in modules.items() if name in names}
+
+
+def _repeated_with_attention(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    containers = [name for name, m in modules.items() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0]
+    # A head may hold attention of its own; what lies in a dictionary of modules belongs to tasks, not to the trunk.
+    dictionaries = tuple(f"{name}." for name, m in modules.items() if isinstance(m, nn.ModuleDict))
+    containers = [name for name in containers if not name.startswith(dictionaries)] if dictionaries else containers
+    for is_block in (_holds_attention, _looks_repeated):
+        whole = [name for name in containers if all(is_block(member, modules[name]) for member in modules[name].children())]
+        innermost = [name for name in whole if not any(other.startswith(_prefix(name)) for other in whole if other != name)]
+        members = [f"{_prefix(name)}{key}" for name in innermost for key, _ in modules[name].named_children()]
+        if members:
+            return {name: module for name, module in modules.items() if name in set(members)}
+    return {}
+
+
+def _prefix(name: str) -> str:
+    return f"{name}." if name else ""
+
+
+def _holds_attention(member: nn.Module, container: nn.Module) -> bool:
+    """A block is more than its attention: something inside it is called attention, and it has parameters besides."""
+    inner = [(name, m) for name, m in member.named_modules() if name]
+    return any(_ATTENTION.search(name.rsplit(".", 1)[-1]) or _ATTENTION.search(type(m).__name__) for name, m in inner)
+
+
+def _looks_repeated(member: nn.Module, container: nn.Module) -> bool:
+    kinds = {type(m) for m in container.children()}
+    linear = sum(isinstance(m, nn.Linear) for m in member.modules())
+    return len(kinds) == 1 and len(list(container.children())) > 1 and linear >= 2 and _first_norm(member) is not None
+
+
+def _first_norm(module: nn.Module) -> Tensor | None:
+    for inner in module.modules():
+        weight = getattr(inner, "weight", None)
+        if "Norm" in type(inner).__name__ and isinstance(weight, Tensor) and weight.ndim == 1:
+            return weight
+    return None
+
+
+def _candidates(modules: Mapping[str, nn.Module]) -> str:
+    seen: dict[str, str] = {}
+    for name, module in modules.items():
+        if re.search(r"(^|\.)\d+$", name):
+            seen.setdefault(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), type(module).__name__)
+    return ", ".join(f"{name} ({kind})" for name, kind in seen.items()) or "none (no module of this model repeats)"
+
+
+def width_of(block: nn.Module) -> int:
+    """Channels p of the tokens that enter a block, read off its first norm, else off its first linear layer.
+
+    Example:
+        >>> width_of(nn.TransformerEncoderLayer(8, 2))
+        8
+    """
+    norm = _first_norm(block)
+    if norm is not None:
+        return norm.numel()
+    for inner in block.modules():
+        if isinstance(inner, nn.Linear):
+            return inner.in_features
+    raise ValueError(f"the width of {type(block).__name__} cannot be read off: it holds neither a norm nor a linear layer.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a block's tokens keep their samples and their positions.
+
+    Attributes:
+        batch: The dimension of the samples.
+        token: The dimension of the positions, `None` where positions form a grid.
+    """
+
+    batch: int
+    token: int | None
+
+    def samples_first(self, tokens: Tensor) -> Tensor:
+        """Tokens as `(samples, tokens, channels)`, a view where the layout allows one."""
+        return tokens.movedim(self.batch, 0).flatten(1, -2)
+
+
+def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
+    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where its attention says so, or `(B, H, W, C)`.
+
+    Raises:
+        ValueError: The tokens have neither three nor four dimensions.
+    """
+    if tokens.ndim == 4:
+        return Layout(batch=0, token=None)
+    if tokens.ndim != 3:
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}: expected (samples, tokens, channels), "
+            "(tokens, samples, channels) or (samples, height, width, channels). Unbatched input? Add a batch dimension."
+        )
+    for inner in block.modules():
+        if isinstance(inner, nn.MultiheadAttention) and not inner.batch_first:
+            return Layout(batch=1, token=0)
+    return Layout(batch=0, token=1)
+
+
+def tokens_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+    """Where in a block's call its tokens are: the first floating-point tensor, positional before named.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for place, value in [*enumerate(args), *kwargs.items()]:
+        if isinstance(value, Tensor) and torch.is_floating_point(value):
+            return place
+    raise ValueError("a block was called without a floating-point tensor: no tokens enter it.")
+
+
+def take(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> Any:
+    """The argument at a place of a call."""
+    return args[key] if isinstance(key, int) else kwargs[key]
+
+
+def put(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with the argument at a place exchanged."""
+    if isinstance(key, int):
+        return (*args[:key], value, *args[key + 1 :]), dict(kwargs)
+    return args, {**kwargs, key: value}

@@ -1,0 +1,266 @@
+"""What is inserted into one block, and how the streams pass through it.
+
+An insert is a child module of its block, called `dtme`, that holds the new parameters. Two hooks of the block lead the
+tokens through it: `enter` folds the streams into the batch, modulates and expands; `leave` drops the task tokens and
+hands the streams back as one tensor. The block's class, code and parameters stay as they are.
+
+A pass is made of lanes of equally many samples, one after another in the batch: a lane per stream or, where each row
+has a task of its own, a lane per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dtme._shapes import Float, Int
+from dtme.arguments import Call, argument_names, change_rows
+from dtme.blocks import Layout, layout_of, put, take, tokens_key
+from dtme.expansion import append, drop, extend_mask, initial_tokens, is_mask
+from dtme.modulation import TokenStatistics, modulate
+from dtme.plan import Plan
+from dtme.routing import Routing
+from dtme.streams import Groups, Streams, fold, groups_of, part, refine
+
+Places = list[int] | Int[Tensor, " lanes"]
+"""Per lane, the row of its task in a stacked parameter; -1 where it has none. A tensor where rows have their own tasks."""
+
+Lanes = list[int] | Int[Tensor, " chosen"]
+"""Some lanes of a pass; a tensor where rows have their own tasks."""
+
+
+class Insert(nn.Module):
+    """The modulators and task tokens of one block; without any, the block only keeps its streams folded.
+
+    Attributes:
+        scale: `W`, one row per modulated task.
+        shift: `b`, one row per modulated task.
+        tokens: Task tokens, `n` per expanded task.
+    """
+
+    scale: Float[Tensor, "modulated p"] | None
+    shift: Float[Tensor, "modulated p"] | None
+    tokens: Float[Tensor, "expanded n p"] | None
+
+    def __init__(self, name: str, block: nn.Module, plan: Plan, routing: Routing, width: int) -> None:
+        super().__init__()
+        like = next((p.detach() for p in block.parameters() if torch.is_floating_point(p)), torch.zeros(()))
+        self.name = name
+        self.width = width
+        self.modulated = tuple(plan.modulate.get(name, ()))
+        self.expanded = tuple(plan.expand.get(name, ()))
+        self.joint = plan.joint_tokens
+        self.routing = routing
+        self.argument_names = argument_names(block)
+        self.true_hides = any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules())
+        shape = (len(self.modulated), width)
+        self.register_parameter("scale", nn.Parameter(like.new_ones(shape)) if self.modulated else None)
+        self.register_parameter("shift", nn.Parameter(like.new_zeros(shape)) if self.modulated else None)
+        batchnorm = self.modulated and plan.modulator == "batchnorm"
+        self.statistics = TokenStatistics(*shape, like=like) if batchnorm else None
+        tokens = initial_tokens(len(self.expanded), plan.tokens_per_task, like, width) if self.expanded else None
+        self.register_parameter("tokens", None if tokens is None else nn.Parameter(tokens))
+        # What `enter` finds out about a call and `leave` needs, renewed at every call.
+        self._groups: Groups = ()
+        self._appended = 0
+        self._held: tuple[Lanes, Call] | None = None
+
+    def extra_repr(self) -> str:
+        """The tasks, for `print(model)`."""
+        return f"modulated={self.modulated}, expanded={self.expanded}"
+
+    def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The block's call with its streams folded into the batch, modulated and expanded."""
+        key = tokens_key(args, kwargs)
+        given: Tensor = take(args, kwargs, key)
+        layout = layout_of(block, given)
+        if given.shape[-1] != self.width:
+            raise ValueError(f"tokens of {given.shape[-1]} channels enter block {self.name!r}; its insert was made for {self.width}.")
+        self._appended, self._held = 0, None
+        samples = given.shape[layout.batch]
+        ids = self.routing.rows
+        if ids is None:
+            parting = self.modulated if self.joint else (*self.modulated, *self.expanded)
+            self._groups = refine(groups_of(given, self.routing.active), parting)
+            lanes = len(self._groups)
+        else:
+            if len(ids) != samples:
+                raise ValueError(f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {self.name!r}.")
+            self._groups, lanes = (self.routing.active,), samples
+        call = put(args, kwargs, key, self._modulate(given, lanes, layout))
+        if len(self._groups) > 1:
+            length = None if layout.token is None else given.shape[layout.token]
+            call = change_rows(call, self.argument_names, samples, length, partial(fold, groups=self._groups, dim=0), key)
+        return call if self.tokens is None else self._expand(call, key, lanes, layout)
+
+    def _places(self, tasks: tuple[str, ...]) -> Places:
+        ids = self.routing.rows
+        if ids is None:
+            return [tasks.index(group[0]) if group[0] in tasks else -1 for group in self._groups]
+        return torch.tensor([tasks.index(task) if task in tasks else -1 for task in self.routing.tasks], device=ids.device)[ids]
+
+    def _modulate(self, given: Tensor, lanes: int, layout: Layout) -> Tensor:
+        """The folded tokens of every lane, modulated where its task has a modulator here."""
+        places = self._places(self.modulated)
+        if self.scale is None or self.shift is None or (isinstance(places, list) and max(places) < 0):
+            return fold(given, self._groups, layout.batch)
+        if self.routing.rows is not None:
+            unfolded = given.unsqueeze(layout.batch + 1)
+        elif isinstance(given, Streams):
+            unfolded = fold(given, self._groups, layout.batch).unflatten(layout.batch, (lanes, -1))
+        else:
+            unfolded = given.unsqueeze(layout.batch)  # broadcast over the lanes: the product makes the copies
+        if self.statistics is not None:
+            unfolded = self._normalise(unfolded, places, lanes, layout)
+        shape = [1] * unfolded.ndim
+        shape[layout.batch], shape[-1] = lanes, self.width
+        scale, shift = _rows(self.scale, places, 1.0), _rows(self.shift, places, 0.0)
+        return modulate(unfolded, scale.view(shape), shift.view(shape)).flatten(layout.batch, layout.batch + 1)
+
+    def _normalise(self, unfolded: Tensor, places: Places, lanes: int, layout: Layout) -> Tensor:
+        """Normalise the lanes of each task together, by that task's statistics."""
+        assert self.statistics is not None
+        unfolded = unfolded.expand([lanes if dim == layout.batch else size for dim, size in enumerate(unfolded.shape)])
+        index = torch.as_tensor(places, device=unfolded.device)
+        normed = unfolded
+        for row in range(len(self.modulated)):
+            members = (index == row).nonzero().flatten()
+            if len(members):
+                own = self.statistics(unfolded.index_select(layout.batch, members), row)
+                normed = normed.index_copy(layout.batch, members, own)
+        return normed
+
+    def _expand(self, call: Call, key: int | str, lanes: int, layout: Layout) -> Call:
+        """Append the task tokens; lanes whose task has none here are held back, and run when the others leave."""
+        assert self.tokens is not None
+        tokens: Tensor = take(*call, key)
+        if layout.token is None:
+            raise ValueError(
+                f"expand: block {self.name!r} takes tokens on a grid {tuple(tokens.shape)}, where task tokens have no place. "
+                "Plan modulation there instead: report.plan(expansion=False)."
+            )
+        rows = tokens.shape[layout.batch]
+        samples = rows // lanes
+        if self.joint:
+            seen = [row for row, task in enumerate(self.expanded) if task in self.routing.active]
+            extra = _rows(self.tokens, seen, 0.0).flatten(0, 1) if seen else self.tokens.new_empty(0, self.width)
+            return self._append(call, key, layout, extra.expand(rows, -1, -1))
+        places = self._places(self.expanded)
+        if len(self.expanded) < len(self.routing.tasks):
+            having, lacking, order = _split(places)
+            if not len(having):
+                return call
+            if len(lacking):
+                choose = partial(self._choose, call, key, lanes, layout, rows, tokens.shape[layout.token])
+                self._held = order, choose(lacking)
+                call, places = choose(having), _at(places, having)
+        extra = _rows(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
+        return self._append(call, key, layout, extra)
+
+    def _choose(self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes) -> Call:
+        call = put(*call, key, _choose_lanes(take(*call, key), lanes, chosen, layout.batch))
+        return change_rows(
+            call, self.argument_names, rows, length, partial(_choose_lanes, lanes=lanes, chosen=chosen, dim=0), key
+        )
+
+    def _append(self, call: Call, key: int | str, layout: Layout, extra: Float[Tensor, "samples n p"]) -> Call:
+        assert layout.token is not None
+        tokens: Tensor = take(*call, key)
+        self._appended, length = extra.shape[1], tokens.shape[layout.token]
+
+        def widened(place: int | str, value: Any) -> Any:
+            name = self.argument_names[place] if isinstance(place, int) and place < len(self.argument_names) else place
+            if place == key:
+                return append(tokens, extra, layout)
+            if name == "is_causal":
+                return False  # a hint about the mask beside it, which is causal no longer
+            return extend_mask(value, length, self._appended, true_hides=self.true_hides) if is_mask(value, length) else value
+
+        args, kwargs = call
+        return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
+
+    def leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """The block's output without task tokens, its streams behind one tensor."""
+        layout = layout_of(block, take(args, kwargs, tokens_key(args, kwargs)))
+        if self._appended:
+            output = _change_tokens(output, lambda tokens: drop(tokens, self._appended, layout))
+        if self._held is not None:
+            order, (held_args, held_kwargs) = self._held
+            self._held = None
+            held = _first_tensor(block.forward(*held_args, **held_kwargs))
+            output = _change_tokens(output, lambda tokens: self._rejoin(tokens, held, order, layout.batch))
+        if len(self._groups) > 1:
+            rows = _first_tensor(output).shape[layout.batch]
+            output = pytree.tree_map(partial(_part, groups=self._groups, rows=rows, dim=layout.batch), output)
+        return output
+
+    def _rejoin(self, expanded: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
+        return _choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
+
+
+def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The forward pre-hook of a block with an insert."""
+    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
+    return insert.enter(block, args, kwargs)
+
+
+def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The forward hook of a block with an insert."""
+    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
+    return insert.leave(block, args, kwargs, output)
+
+
+def _rows(stacked: Tensor, places: Places, neutral: float) -> Tensor:
+    """One row of a stacked parameter per lane; the neutral value where a lane has none."""
+    if isinstance(places, list):
+        if places == list(range(len(stacked))):
+            return stacked
+        return torch.stack([torch.full_like(stacked[0], neutral) if row < 0 else stacked[row] for row in places])
+    return torch.cat([torch.full_like(stacked[:1], neutral), stacked])[places + 1]
+
+
+def _split(places: Places) -> tuple[Lanes, Lanes, Lanes]:
+    """The lanes that have a row, those that have none, and the order that puts the two, one after the other, back."""
+    if isinstance(places, list):
+        having = [lane for lane, place in enumerate(places) if place >= 0]
+        lacking = [lane for lane, place in enumerate(places) if place < 0]
+        mixed = having + lacking
+        return having, lacking, [mixed.index(lane) for lane in range(len(mixed))]
+    having, lacking = (places >= 0).nonzero().flatten(), (places < 0).nonzero().flatten()
+    return having, lacking, torch.cat([having, lacking]).argsort()
+
+
+def _at(places: Places, lanes: Lanes) -> Places:
+    return [places[lane] for lane in lanes] if isinstance(places, list) else places[lanes]
+
+
+def _choose_lanes(folded: Tensor, lanes: int, chosen: Lanes, dim: int) -> Tensor:
+    if isinstance(chosen, list):
+        chunks = folded.chunk(lanes, dim)
+        return torch.cat([chunks[lane] for lane in chosen], dim)
+    return folded.unflatten(dim, (lanes, -1)).index_select(dim, chosen).flatten(dim, dim + 1)
+
+
+def _part(leaf: Any, groups: Groups, rows: int, dim: int) -> Any:
+    if isinstance(leaf, Tensor):
+        for axis in (dim, 0):
+            if leaf.ndim > axis and leaf.shape[axis] == rows:
+                return part(leaf, groups, axis)
+    return leaf
+
+
+def _first_tensor(output: Any) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def _change_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A block's output, tensor, tuple or dictionary, with its first tensor, the tokens, changed."""
+    leaves, spec = pytree.tree_flatten(output)
+    place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
+    leaves[place] = change(leaves[place])
+    return pytree.tree_unflatten(leaves, spec)

@@ -1,0 +1,145 @@
+"""The plan: which tasks get modulators and task tokens in which blocks. Plain data, written by a report or by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from dtme._files import read_json, write_text
+
+Placement = Mapping[str, Sequence[str]]
+FORMAT = "dtme.plan"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is inserted where.
+
+    Attributes:
+        tasks: Every task of the model, in the order of its streams.
+        modulate: Block name to the tasks that get a modulator at its entry.
+        expand: Block name to the tasks that get task tokens in it.
+        adapt: Block name to the tasks that get low-rank updates of its linear layers (ours, not the paper's).
+        tokens_per_task: Task tokens n per task and block.
+        rank: Rank of the low-rank updates.
+        modulator: `"affine"` (the paper's), or `"batchnorm"` (Tab. 11).
+        joint_tokens: All tasks share one stream that sees the task tokens of all (the literal reading of Sec. 4.3); by
+            default a task's tokens are seen by its own stream alone.
+
+    Raises:
+        ValueError: A field does not fit the others; the message names it.
+
+    Example:
+        >>> plan = Plan(tasks=("depth", "semseg"), modulate={"blocks.3": ("depth", "semseg")})
+        >>> plan.parameters(192)
+        768
+        >>> plan == Plan.from_json(plan.to_json())
+        True
+    """
+
+    tasks: tuple[str, ...]
+    modulate: Placement = field(default_factory=dict)
+    expand: Placement = field(default_factory=dict)
+    adapt: Placement = field(default_factory=dict)
+    tokens_per_task: int = 1
+    rank: int = 4
+    modulator: Literal["affine", "batchnorm"] = "affine"
+    joint_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tasks, str) or not all(isinstance(task, str) and task for task in self.tasks):
+            raise ValueError(f"tasks={self.tasks!r}: give a sequence of task names, ('depth', 'semseg').")
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks={self.tasks!r}: at least one task is needed and no name may occur twice.")
+        for name in ("modulate", "expand", "adapt"):
+            object.__setattr__(self, name, self._checked(name, getattr(self, name)))
+        for name, least in (("tokens_per_task", 1), ("rank", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
+        if self.modulator not in ("affine", "batchnorm"):
+            raise ValueError(f"modulator={self.modulator!r}: choose 'affine' or 'batchnorm'.")
+        if not isinstance(self.joint_tokens, bool):
+            raise ValueError(f"joint_tokens={self.joint_tokens!r}: give True or False.")
+
+    def _checked(self, name: str, placement: Placement) -> dict[str, tuple[str, ...]]:
+        if not isinstance(placement, Mapping):
+            raise ValueError(f"{name}={placement!r}: give a mapping from block names to task names.")
+        checked = {}
+        for block, tasks in placement.items():
+            if isinstance(tasks, str):
+                raise ValueError(f"{name}[{block!r}]={tasks!r}: give a sequence of task names, ({tasks!r},).")
+            unknown = [task for task in tasks if task not in self.tasks]
+            if unknown or len(set(tasks)) < len(tasks):
+                raise ValueError(f"{name}[{block!r}]={tuple(tasks)!r}: each of {self.tasks} may occur once, nothing else.")
+            if tasks:
+                checked[block] = tuple(task for task in self.tasks if task in tasks)
+        return checked
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Every block that gets an insert."""
+        return tuple(dict.fromkeys([*self.modulate, *self.expand, *self.adapt]))
+
+    def parameters(self, width: int | Mapping[str, int]) -> int:
+        """Parameters that the modulators and task tokens of this plan add: 2p a modulator, n p for a task's tokens.
+
+        Args:
+            width: Channels p of the tokens, one number or one per block.
+
+        Raises:
+            ValueError: The plan adapts blocks: their count depends on the shapes of the linear layers; after `apply`,
+                sum over `dtme.added_parameters(model)`.
+        """
+        if self.adapt:
+            raise ValueError(
+                "parameters(width): low-rank updates are counted by the shapes of a model's linear layers. After apply: "
+                "sum(p.numel() for _, p in dtme.added_parameters(model))."
+            )
+        per_token = {block: width if isinstance(width, int) else width[block] for block in self.blocks}
+        modulators = sum(2 * per_token[block] * len(tasks) for block, tasks in self.modulate.items())
+        tokens = sum(self.tokens_per_task * per_token[block] * len(tasks) for block, tasks in self.expand.items())
+        return modulators + tokens
+
+    def to_json(self) -> str:
+        """The plan as JSON, fit for editing."""
+        return json.dumps({"format": FORMAT, "version": 1, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "the text") -> Plan:
+        """A plan out of its JSON.
+
+        Raises:
+            ValueError: It is no JSON, another format, or its fields do not fit; the message names `source`.
+        """
+        return cls.from_dict(read_json(text, FORMAT, source), source)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "the plan") -> Plan:
+        """A plan out of plain data, as `to_json` lays it out."""
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - names - {"format", "version"})
+        if unknown or "tasks" not in data:
+            what = f"unknown fields {unknown}" if unknown else "no 'tasks'"
+            raise ValueError(f"{source} is no plan this version reads: {what}. A plan has the fields {sorted(names)}.")
+        try:
+            return cls(**{name: data[name] for name in names & set(data)})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote or a person edited.
+
+        Raises:
+            ValueError: The file is no plan.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))

@@ -1,0 +1,120 @@
+"""Routing: which tasks a pass computes, and which row of a batch belongs to which task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dtme._shapes import Int
+from dtme.streams import Streams, stream_of
+
+
+@dataclass
+class Routing:
+    """What the inserts of one model ask before they act.
+
+    Attributes:
+        tasks: Every task of the plan.
+        active: The tasks this pass computes, in plan order.
+        rows: The task of each row of the batch as an index into `tasks`, or `None` where every row serves all tasks.
+    """
+
+    tasks: tuple[str, ...]
+    active: tuple[str, ...]
+    rows: Int[Tensor, " batch"] | None = None
+
+
+def routing_of(model: nn.Module) -> Routing:
+    """The routing of a model, or of the model inside a wrapper such as DistributedDataParallel or a compiled module.
+
+    Raises:
+        ValueError: `dtme.apply` has not been called on it.
+    """
+    for module in model.modules():
+        routing = getattr(module, "_dtme_routing", None)
+        if isinstance(routing, Routing):
+            return routing
+    raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
+
+
+@contextmanager
+def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tensor | None = None) -> Iterator[None]:
+    """Compute some tasks only, or give each row of the batch its own task.
+
+    With names, only the streams of these tasks are computed, and the branches of the others are given no rows, so that
+    their outputs are empty. With `per_sample`, the batch is not copied into streams: each row runs through the
+    modulators and task tokens of its own task, every branch sees all rows, and row `s` of a task's output means
+    something where `per_sample[s]` is that task.
+
+    With activation checkpointing, run the backward pass inside the context too: it repeats the forward.
+
+    Args:
+        model: A model `dtme.apply` was called on.
+        names: Tasks to compute.
+        per_sample: The task of each row, as names or as indices into the plan's tasks.
+
+    Raises:
+        ValueError: An unknown task, or both or neither of `names` and `per_sample`.
+    """
+    routing = routing_of(model)
+    if bool(names) == (per_sample is not None):
+        raise ValueError("tasks(model, ...): give task names or per_sample=..., one of the two.")
+    before = routing.active, routing.rows
+    try:
+        if per_sample is None:
+            unknown = [name for name in names if name not in routing.tasks]
+            if unknown:
+                raise ValueError(f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}.")
+            routing.active = tuple(task for task in routing.tasks if task in names)
+        else:
+            routing.rows = _indices(per_sample, routing.tasks, next(model.parameters()).device)
+        yield
+    finally:
+        routing.active, routing.rows = before
+
+
+def _indices(per_sample: Sequence[str | int] | Tensor, names: tuple[str, ...], device: torch.device) -> Tensor:
+    if isinstance(per_sample, Tensor):
+        if per_sample.ndim != 1 or torch.is_floating_point(per_sample):
+            raise ValueError(f"per_sample has shape {tuple(per_sample.shape)} and type {per_sample.dtype}: give one whole number a row.")
+        rows = per_sample.to(device=device, dtype=torch.long)
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(names):
+            raise ValueError(f"per_sample holds {int(rows.min())}..{int(rows.max())}: indices into {names} are wanted.")
+        return rows
+    indices = []
+    for row, task in enumerate(per_sample):
+        if isinstance(task, str) and task in names:
+            indices.append(names.index(task))
+        elif isinstance(task, int) and 0 <= task < len(names):
+            indices.append(task)
+        else:
+            raise ValueError(f"per_sample[{row}]={task!r}: unknown task; this model's plan has {names}.")
+    return torch.tensor(indices, dtype=torch.long, device=device)
+
+
+def leave_trunk(
+    routing: Routing, task: str, branch: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a branch the stream of its task, or no rows where its task is not computed. A forward pre-hook."""
+    if routing.rows is None and task not in routing.active:
+        return _without_rows(args, kwargs)
+    return pytree.tree_map(partial(_own_stream, task), (args, kwargs))
+
+
+def _own_stream(task: str, value: Any) -> Any:
+    return stream_of(value, task) if isinstance(value, Streams) else value
+
+
+def _without_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves = [leaf._streams[0] if isinstance(leaf, Streams) else leaf for leaf in leaves]
+    rows = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    emptied = [leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows else leaf for leaf in leaves]
+    return pytree.tree_unflatten(emptied, spec)
