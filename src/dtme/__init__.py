@@ -7,9 +7,22 @@ Measure with `analyze`, decide with `ConflictReport.plan`, act with `apply`:
     dtme.apply(model, plan)
 """
 
+from dtme.analysis import analyze
 from dtme.apply import added_parameters, apply, remove
+from dtme.checkpoint import load_pretrained, save_pretrained
 from dtme.plan import Plan
+from dtme.report import ConflictReport
 from dtme.routing import tasks
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "added_parameters", "apply", "remove", "tasks"]
+__all__ = [
+    "ConflictReport",
+    "Plan",
+    "added_parameters",
+    "analyze",
+    "apply",
+    "load_pretrained",
+    "remove",
+    "save_pretrained",
+    "tasks",
+]

@@ -46,7 +46,7 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
     if value.ndim == 0:
         return False
     if value.ndim == 3 and length is not None and value.shape[1:] == (length, length):
-        return value.shape[0] % samples == 0 and value.shape[0] > 1 or samples == 1
+        return (value.shape[0] % samples == 0 and value.shape[0] > 1) or samples == 1
     if value.shape[0] != samples:
         return False
     if value.ndim == 2 and samples == length:
@@ -57,7 +57,12 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
 
 
 def change_rows(
-    call: Call, names: tuple[str, ...], samples: int, length: int | None, change: Callable[[Tensor], Tensor], tokens: int | str
+    call: Call,
+    names: tuple[str, ...],
+    samples: int,
+    length: int | None,
+    change: Callable[[Tensor], Tensor],
+    tokens: int | str,
 ) -> Call:
     """A block's call with `change` applied to every argument, the tokens excepted, that has a row per sample."""
 

@@ -51,7 +51,9 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None
     if isinstance(blocks, str):
         found = {name: module for name, module in modules.items() if name and re.fullmatch(blocks, name)}
         if not found:
-            raise ValueError(f"blocks={blocks!r} matches the whole name of no module. Candidates: {_candidates(modules)}")
+            raise ValueError(
+                f"blocks={blocks!r} matches the whole name of no module. Candidates: {_candidates(modules)}"
+            )
         return found
     wanted = [blocks] if isinstance(blocks, int) else list(blocks)
     names: set[str] = set()
@@ -77,8 +79,12 @@ def _repeated_with_attention(modules: Mapping[str, nn.Module]) -> dict[str, nn.M
     dictionaries = tuple(f"{name}." for name, m in modules.items() if isinstance(m, nn.ModuleDict))
     containers = [name for name in containers if not name.startswith(dictionaries)] if dictionaries else containers
     for is_block in (_holds_attention, _looks_repeated):
-        whole = [name for name in containers if all(is_block(member, modules[name]) for member in modules[name].children())]
-        innermost = [name for name in whole if not any(other.startswith(_prefix(name)) for other in whole if other != name)]
+        whole = [
+            name for name in containers if all(is_block(member, modules[name]) for member in modules[name].children())
+        ]
+        innermost = [
+            name for name in whole if not any(other.startswith(_prefix(name)) for other in whole if other != name)
+        ]
         members = [f"{_prefix(name)}{key}" for name in innermost for key, _ in modules[name].named_children()]
         if members:
             return {name: module for name, module in modules.items() if name in set(members)}
@@ -130,7 +136,9 @@ def width_of(block: nn.Module) -> int:
     for inner in block.modules():
         if isinstance(inner, nn.Linear):
             return inner.in_features
-    raise ValueError(f"the width of {type(block).__name__} cannot be read off: it holds neither a norm nor a linear layer.")
+    raise ValueError(
+        f"the width of {type(block).__name__} cannot be read off: it holds neither a norm nor a linear layer."
+    )
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,9 @@ def take(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> An
     return args[key] if isinstance(key, int) else kwargs[key]
 
 
-def put(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def put(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call with the argument at a place exchanged."""
     if isinstance(key, int):
         return (*args[:key], value, *args[key + 1 :]), dict(kwargs)

@@ -80,7 +80,9 @@ class Insert(nn.Module):
         given: Tensor = take(args, kwargs, key)
         layout = layout_of(block, given)
         if given.shape[-1] != self.width:
-            raise ValueError(f"tokens of {given.shape[-1]} channels enter block {self.name!r}; its insert was made for {self.width}.")
+            raise ValueError(
+                f"tokens of {given.shape[-1]} channels enter block {self.name!r}; its insert was made for {self.width}."
+            )
         self._appended, self._held = 0, None
         samples = given.shape[layout.batch]
         ids = self.routing.rows
@@ -90,19 +92,25 @@ class Insert(nn.Module):
             lanes = len(self._groups)
         else:
             if len(ids) != samples:
-                raise ValueError(f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {self.name!r}.")
+                raise ValueError(
+                    f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {self.name!r}."
+                )
             self._groups, lanes = (self.routing.active,), samples
         call = put(args, kwargs, key, self._modulate(given, lanes, layout))
         if len(self._groups) > 1:
             length = None if layout.token is None else given.shape[layout.token]
-            call = change_rows(call, self.argument_names, samples, length, partial(fold, groups=self._groups, dim=0), key)
+            call = change_rows(
+                call, self.argument_names, samples, length, partial(fold, groups=self._groups, dim=0), key
+            )
         return call if self.tokens is None else self._expand(call, key, lanes, layout)
 
     def _places(self, tasks: tuple[str, ...]) -> Places:
         ids = self.routing.rows
         if ids is None:
             return [tasks.index(group[0]) if group[0] in tasks else -1 for group in self._groups]
-        return torch.tensor([tasks.index(task) if task in tasks else -1 for task in self.routing.tasks], device=ids.device)[ids]
+        return torch.tensor(
+            [tasks.index(task) if task in tasks else -1 for task in self.routing.tasks], device=ids.device
+        )[ids]
 
     def _modulate(self, given: Tensor, lanes: int, layout: Layout) -> Tensor:
         """The folded tokens of every lane, modulated where its task has a modulator here."""
@@ -162,7 +170,9 @@ class Insert(nn.Module):
         extra = _rows(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
         return self._append(call, key, layout, extra)
 
-    def _choose(self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes) -> Call:
+    def _choose(
+        self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes
+    ) -> Call:
         call = put(*call, key, _choose_lanes(take(*call, key), lanes, chosen, layout.batch))
         return change_rows(
             call, self.argument_names, rows, length, partial(_choose_lanes, lanes=lanes, chosen=chosen, dim=0), key
@@ -179,7 +189,11 @@ class Insert(nn.Module):
                 return append(tokens, extra, layout)
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
-            return extend_mask(value, length, self._appended, true_hides=self.true_hides) if is_mask(value, length) else value
+            return (
+                extend_mask(value, length, self._appended, true_hides=self.true_hides)
+                if is_mask(value, length)
+                else value
+            )
 
         args, kwargs = call
         return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}

@@ -75,7 +75,9 @@ class Plan:
                 raise ValueError(f"{name}[{block!r}]={tasks!r}: give a sequence of task names, ({tasks!r},).")
             unknown = [task for task in tasks if task not in self.tasks]
             if unknown or len(set(tasks)) < len(tasks):
-                raise ValueError(f"{name}[{block!r}]={tuple(tasks)!r}: each of {self.tasks} may occur once, nothing else.")
+                raise ValueError(
+                    f"{name}[{block!r}]={tuple(tasks)!r}: each of {self.tasks} may occur once, nothing else."
+                )
             if tasks:
                 checked[block] = tuple(task for task in self.tasks if task in tasks)
         return checked

@@ -38,9 +38,9 @@ def routing_of(model: nn.Module) -> Routing:
         ValueError: `dtme.apply` has not been called on it.
     """
     for module in model.modules():
-        routing = getattr(module, "_dtme_routing", None)
-        if isinstance(routing, Routing):
-            return routing
+        applied = getattr(module, "_dtme", None)
+        if applied is not None:
+            return applied.routing
     raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
 
 
@@ -71,7 +71,9 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
         if per_sample is None:
             unknown = [name for name in names if name not in routing.tasks]
             if unknown:
-                raise ValueError(f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}.")
+                raise ValueError(
+                    f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}."
+                )
             routing.active = tuple(task for task in routing.tasks if task in names)
         else:
             routing.rows = _indices(per_sample, routing.tasks, next(model.parameters()).device)
@@ -83,7 +85,9 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
 def _indices(per_sample: Sequence[str | int] | Tensor, names: tuple[str, ...], device: torch.device) -> Tensor:
     if isinstance(per_sample, Tensor):
         if per_sample.ndim != 1 or torch.is_floating_point(per_sample):
-            raise ValueError(f"per_sample has shape {tuple(per_sample.shape)} and type {per_sample.dtype}: give one whole number a row.")
+            raise ValueError(
+                f"per_sample has shape {tuple(per_sample.shape)} and type {per_sample.dtype}: give one whole number a row."
+            )
         rows = per_sample.to(device=device, dtype=torch.long)
         if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(names):
             raise ValueError(f"per_sample holds {int(rows.min())}..{int(rows.max())}: indices into {names} are wanted.")

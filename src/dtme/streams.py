@@ -40,7 +40,11 @@ class Streams(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs or {}))
         groups: Groups = ()
@@ -81,7 +85,9 @@ def _out_of_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     name = getattr(func, "__name__", "")
     first = args[0] if args else None
     writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _EXCHANGED
-    if (writes and isinstance(first, Tensor) and not isinstance(first, Streams)) or isinstance(kwargs.get("out"), Tensor):
+    if (writes and isinstance(first, Tensor) and not isinstance(first, Streams)) or isinstance(
+        kwargs.get("out"), Tensor
+    ):
         if name in _EXCHANGED:
             return getattr(Tensor, _EXCHANGED[name])
         raise RuntimeError(

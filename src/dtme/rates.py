@@ -1,0 +1,175 @@
+"""From counts to rates: sums over samples, their spread with the sample as the unit, and when a choice is settled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtme._shapes import Bool, Float
+from dtme.conflict import Conflicts, projected_products, unit_size
+from dtme.token_space import TokenSpace
+
+TIE = 0.01
+"""Scores closer than this count as tied when a choice of blocks is judged settled."""
+
+
+def normal_quantile(level: float) -> float:
+    """How many standard errors a two-sided interval of a level is wide on each side.
+
+    Example:
+        >>> round(normal_quantile(0.95), 2)
+        1.96
+    """
+    return math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
+
+
+class RateSums:
+    """Running sums from which rates of conflict and their standard errors follow; memory does not grow with samples.
+
+    A rate is a ratio of sums over samples, `sum_s c_s / sum_s n_s`, c conflicting and n counted tokens. Tokens of one
+    sample depend on each other, so the standard error takes the sample as the unit:
+    `sqrt(S / (S - 1) * sum_s (c_s - rate n_s)^2) / sum_s n_s` over S samples.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        zeros = torch.zeros(tasks, tasks, dtype=torch.float64)
+        self.samples = zeros.clone()
+        self.counted = zeros.clone()
+        self.squares_counted = zeros.clone()
+        self.conflicting = torch.zeros(2, tasks, tasks, dtype=torch.float64)
+        self.squares = torch.zeros(2, tasks, tasks, dtype=torch.float64)
+        self.products = torch.zeros(2, tasks, tasks, dtype=torch.float64)
+        self.possible = zeros.clone()
+
+    def add(self, conflicts: Conflicts, present: list[int], tokens: Float[Tensor, " samples"]) -> None:
+        """Add a batch in which the tasks `present` were compared on samples of so many valid tokens."""
+        rows = torch.tensor(present)
+        grid = (rows.unsqueeze(1), rows.unsqueeze(0))
+        counted = conflicts.counted.to("cpu", torch.float64)
+        both = torch.stack([conflicts.in_range, conflicts.in_null]).to("cpu", torch.float64)
+        self.samples[grid] += (counted > 0).sum(0)
+        self.possible[grid] += tokens.sum().to("cpu", torch.float64)
+        self.counted[grid] += counted.sum(0)
+        self.squares_counted[grid] += counted.square().sum(0)
+        for space in range(2):
+            self.conflicting[space][grid] += both[space].sum(0)
+            self.squares[space][grid] += both[space].square().sum(0)
+            self.products[space][grid] += (both[space] * counted).sum(0)
+
+    def rates(self) -> Float[Tensor, "2 tasks tasks"]:
+        """Rates in range and null space; 0 where nothing was counted."""
+        return self.conflicting / self.counted.clamp_min(1)
+
+    def errors(self) -> Float[Tensor, "2 tasks tasks"]:
+        """Standard errors of the rates; infinite with a single sample."""
+        rates = self.rates()
+        residual = self.squares - 2 * rates * self.products + rates.square() * self.squares_counted
+        correction = torch.where(self.samples > 1, self.samples / (self.samples - 1).clamp_min(1), math.inf)
+        errors = (correction * residual.clamp_min(0)).sqrt() / self.counted.clamp_min(1)
+        return torch.where(self.counted > 0, torch.where(self.samples > 1, errors, math.inf), 0.0)
+
+    def zero_share(self) -> float:
+        """Share of (token, pair) left out because a gradient there is exactly zero."""
+        possible = float(self.possible.sum() - self.possible.diagonal().sum())
+        return 1 - float(self.counted.sum()) / possible if possible else 0.0
+
+
+def disjoint_rate(
+    first: Float[Tensor, "m p"], second: Float[Tensor, "n p"], space: TokenSpace
+) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+    """Rate of conflict, in range and null space, of two tasks that never share an input, and its standard error.
+
+    Per sample the gradient by a shift of every token, `h_s = sum_k g_s[k]`; the rate is the share of pairs of one sample
+    of each task with `h_s . h_s' <= 0` after projection, both not zero. The error is that of a two-sample U-statistic.
+    """
+    (one, alive_one), (two, alive_two) = unit_size(first), unit_size(second)
+    one, two = one[alive_one], two[alive_two]
+    products = projected_products(torch.cat([one, two]), space)
+    signs = torch.stack([(grams[: len(one), len(one) :] <= 0) for grams in products]).to(torch.float64)
+    if signs.shape[1] == 0 or signs.shape[2] == 0:
+        return torch.zeros(2, dtype=torch.float64), torch.full((2,), math.inf, dtype=torch.float64)
+    rates = signs.mean((1, 2))
+    if min(signs.shape[1:]) < 2:
+        return rates.cpu(), torch.full((2,), math.inf, dtype=torch.float64)
+    variance = signs.mean(2).var(1) / signs.shape[1] + signs.mean(1).var(1) / signs.shape[2]
+    return rates.cpu(), variance.sqrt().cpu()
+
+
+class BlockScores:
+    """Per-sample scores of all blocks in one space, to tell when more samples would not change which rank highest."""
+
+    def __init__(self, blocks: int) -> None:
+        self.samples = 0
+        self.sum = torch.zeros(blocks, dtype=torch.float64)
+        self.outer = torch.zeros(blocks, blocks, dtype=torch.float64)
+
+    def add(self, scores: Float[Tensor, "samples blocks"]) -> None:
+        """Add the scores of a batch; samples without a comparable token (NaN) are left out."""
+        scores = scores[~scores.isnan().any(1)].to("cpu", torch.float64)
+        self.samples += len(scores)
+        self.sum += scores.sum(0)
+        self.outer += scores.T @ scores
+
+    def undecided(self, chosen: int, level: float) -> Bool[Tensor, " blocks"]:
+        """Blocks whose side of the cut is open: with confidence `level`, one left out might beat one chosen by more than a tie.
+
+        Valid at every look, however often it is asked while samples come in: differences of block scores, paired by
+        sample, are held against an asymptotic confidence sequence (a normal mixture, tightest near 64 samples), with the
+        error shared among all comparisons.
+        """
+        blocks = len(self.sum)
+        open_ = torch.zeros(blocks, dtype=torch.bool)
+        if chosen >= blocks:
+            return open_
+        if self.samples < 16:
+            return ~open_
+        mean = self.sum / self.samples
+        covariance = (self.outer / self.samples - torch.outer(mean, mean)) * self.samples / (self.samples - 1)
+        spread = covariance.diagonal().unsqueeze(1) + covariance.diagonal().unsqueeze(0) - 2 * covariance
+        order = mean.argsort(descending=True, stable=True)
+        inside, outside = order[:chosen], order[chosen:]
+        alpha = (1 - level) / (2 * len(inside) * len(outside))
+        width = spread.clamp_min(0).sqrt() * confidence_sequence(self.samples, alpha)
+        unsure = mean[inside].unsqueeze(1) - mean[outside].unsqueeze(0) - width[inside][:, outside] < -TIE
+        open_[inside] = unsure.any(1)
+        open_[outside] = unsure.any(0)
+        return open_
+
+
+def confidence_sequence(samples: int, alpha: float, tightest_at: int = 64) -> float:
+    """Half-width, in standard deviations, of a confidence sequence for a mean (Waudby-Smith et al. 2024, Thm. 2.2).
+
+    `sqrt(2 (n r^2 + 1) / (n r)^2 * log(sqrt(n r^2 + 1) / alpha))`, r chosen so that it is tightest near a given n.
+    """
+    log_odds = -2 * math.log(alpha)
+    tuning = (log_odds + math.log(log_odds + 1)) / tightest_at
+    mixed = samples * tuning + 1
+    return math.sqrt(2 * mixed / (samples**2 * tuning) * math.log(math.sqrt(mixed) / alpha))
+
+
+@dataclass
+class Reservoir:
+    """At most so many samples out of all that pass by, each with the same chance; memory does not grow with them."""
+
+    capacity: int
+    seen: int = 0
+    kept: Tensor | None = None
+
+    def add(self, rows: Float[Tensor, "samples p"], generator: torch.Generator) -> None:
+        """Offer rows to the reservoir."""
+        for row in rows:
+            if self.kept is None:
+                self.kept = row.new_empty((self.capacity, *row.shape))
+            place = (
+                self.seen if self.seen < self.capacity else int(torch.randint(self.seen + 1, (1,), generator=generator))
+            )
+            if place < self.capacity:
+                self.kept[place] = row
+            self.seen += 1
+
+    def rows(self) -> Tensor | None:
+        """What is kept."""
+        return None if self.kept is None else self.kept[: min(self.seen, self.capacity)]

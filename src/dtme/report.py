@@ -1,0 +1,240 @@
+"""The report of an analysis: rates of conflict per block, pair of tasks and space, and the plans that follow from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dtme._files import read_json, write_text
+from dtme._shapes import Float
+from dtme.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = "dtme.report"
+Select = Literal["conflict", "random", "reversed", "swapped"]
+_TENSORS = ("range_rate", "null_rate", "range_halfwidth", "null_halfwidth")
+
+
+@dataclass(frozen=True, eq=False)
+class ConflictReport:
+    """Where the tasks of a model conflict.
+
+    Attributes:
+        tasks: Tasks, in the order of the matrices.
+        blocks: Block names, in the order in which they run.
+        widths: Channels p of each block's tokens.
+        range_rank: Dimension m of each block's range space.
+        range_rate: Share of compared tokens that conflict in the range space; symmetric, zero diagonal.
+        null_rate: The same in the null space.
+        range_halfwidth: Half-width of the confidence interval of `range_rate`, the sample as the unit.
+        null_halfwidth: Half-width of the confidence interval of `null_rate`.
+        samples: Samples that were compared.
+        pairing: Per pair, how it was compared: `"shared"` inputs, token by token, or `"disjoint"` inputs, by the sum
+            over the tokens of a sample.
+        zero_share: Per block, the share of (token, pair) left out because a gradient there is exactly zero.
+        variance_ratio: r, the energy in the range space over that in the null space.
+        level: Confidence level of the half-widths.
+        undecided: Blocks whose place in the default plan the samples did not settle, where `confidence` was asked for.
+    """
+
+    tasks: tuple[str, ...]
+    blocks: tuple[str, ...]
+    widths: tuple[int, ...]
+    range_rank: tuple[int, ...]
+    range_rate: Float[Tensor, "blocks tasks tasks"]
+    null_rate: Float[Tensor, "blocks tasks tasks"]
+    range_halfwidth: Float[Tensor, "blocks tasks tasks"]
+    null_halfwidth: Float[Tensor, "blocks tasks tasks"]
+    samples: int
+    pairing: tuple[tuple[str, ...], ...]
+    zero_share: tuple[float, ...]
+    variance_ratio: float
+    level: float
+    undecided: tuple[str, ...] = ()
+
+    def range_score(self) -> Float[Tensor, " blocks"]:
+        """Mean rate over the pairs of tasks, in the range space: what modulators are placed by."""
+        return _pair_mean(self.range_rate)
+
+    def null_score(self) -> Float[Tensor, " blocks"]:
+        """Mean rate over the pairs of tasks, in the null space: what task tokens are placed by."""
+        return _pair_mean(self.null_rate)
+
+    def plan(
+        self,
+        *,
+        fraction: float = 0.5,
+        select: Select = "conflict",
+        modulation: bool = True,
+        expansion: bool = True,
+        tokens_per_task: int = 1,
+        pair_threshold: float | None = None,
+        seed: int = 0,
+        modulator: Literal["affine", "batchnorm"] = "affine",
+        adaptation: bool = False,
+    ) -> Plan:
+        """Choose the blocks that get modulators and those that get task tokens (Alg. 1, second half; Sec. 5.2).
+
+        Modulators go to the blocks with the highest range score, task tokens to those with the highest null score; of
+        blocks that tie, the later one, which costs less.
+
+        Args:
+            fraction: Share of the blocks, for each of the two.
+            select: `"conflict"`, or a control: `"random"` blocks, `"reversed"` (the lowest scores, Tab. 2), `"swapped"`
+                (modulators by the null score, task tokens by the range score, Tab. 13).
+            modulation: Insert modulators.
+            expansion: Insert task tokens.
+            tokens_per_task: n task tokens per task and block.
+            pair_threshold: Insert only for tasks in a pair whose rate in that block and space is at least this; the
+                others share a stream. `None` inserts for all tasks.
+            seed: For `select="random"`.
+            modulator: `"affine"`, or `"batchnorm"` (Tab. 11).
+            adaptation: Also give the blocks of the modulators low-rank updates of their linear layers (ours).
+
+        Raises:
+            ValueError: An option is out of range.
+
+        Example:
+            >>> rate = torch.tensor([0.1, 0.4]).view(2, 1, 1) * (1 - torch.eye(2))
+            >>> report = ConflictReport(("a", "b"), ("x.0", "x.1"), (8, 8), (3, 3), rate, rate.flip(0), rate, rate, 9,
+            ...                         (("", "shared"), ("shared", "")), (0.0, 0.0), 100.0, 0.95)
+            >>> plan = report.plan(fraction=0.5)
+            >>> plan.modulate, plan.expand
+            ({'x.1': ('a', 'b')}, {'x.0': ('a', 'b')})
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction}: give a share of the blocks above 0 and up to 1.")
+        if select not in ("conflict", "random", "reversed", "swapped"):
+            raise ValueError(f"select={select!r}: choose 'conflict', 'random', 'reversed' or 'swapped'.")
+        if not (modulation or expansion or adaptation):
+            raise ValueError("modulation=False and expansion=False: the plan would be empty. Leave one of them on.")
+        count = max(1, math.floor(fraction * len(self.blocks) + 0.5))
+        by_range, by_null = self.range_score(), self.null_score()
+        if select == "random":
+            by_range, by_null = torch.rand(2, len(self.blocks), generator=torch.Generator().manual_seed(seed)).unbind()
+        elif select == "reversed":
+            by_range, by_null = -by_range, -by_null
+        elif select == "swapped":
+            by_range, by_null = by_null, by_range
+        modulate = self._place(by_range, count, self.range_rate, pair_threshold)
+        expand = self._place(by_null, count, self.null_rate, pair_threshold)
+        return Plan(
+            tasks=self.tasks,
+            modulate=modulate if modulation else {},
+            expand=expand if expansion else {},
+            adapt=modulate if adaptation else {},
+            tokens_per_task=tokens_per_task,
+            modulator=modulator,
+        )
+
+    def _place(self, score: Tensor, count: int, rate: Tensor, threshold: float | None) -> dict[str, tuple[str, ...]]:
+        blocks = len(self.blocks)
+        chosen = (blocks - 1 - score.flip(0).argsort(descending=True, stable=True))[:count]
+        placed = {}
+        for block in sorted(chosen.tolist()):
+            fighting = rate[block].amax(0) >= (-1.0 if threshold is None else threshold)
+            placed[self.blocks[block]] = tuple(
+                task for task, fights in zip(self.tasks, fighting.tolist(), strict=True) if fights
+            )
+        return {block: tasks for block, tasks in placed.items() if tasks}
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        data: dict[str, Any] = {"format": FORMAT, "version": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            data[field.name] = _finite(value.tolist()) if isinstance(value, Tensor) else value
+        write_text(Path(path), json.dumps(data, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ConflictReport:
+        """Read a report that `save` wrote.
+
+        Raises:
+            ValueError: The file is no report.
+        """
+        data = read_json(Path(path).read_text(encoding="utf-8"), FORMAT, str(path))
+        try:
+            values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
+            report = cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: a field of the report is missing or malformed ({error}).") from error
+        shape = (len(report.blocks), len(report.tasks), len(report.tasks))
+        for name in _TENSORS:
+            if getattr(report, name).shape != shape:
+                raise ValueError(f"{path}: {name} has shape {tuple(getattr(report, name).shape)}, expected {shape}.")
+        return report
+
+    def plot(self) -> Figure:
+        """The rates as two maps, blocks by pairs of tasks, one for each space.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed: `pip install "dtme[viz]"`.
+        """
+        from dtme.viz.conflict_maps import conflict_maps
+
+        return conflict_maps(self)
+
+    def __str__(self) -> str:
+        """A table: per block the rank, both scores with their half-widths, and the pair that conflicts most."""
+        name = max(len("block"), *(len(block) for block in self.blocks))
+        lines = [f"{'block':<{name}}  {'rank':>9}  {'range score':>14}  {'null score':>14}  fiercest pair (range)"]
+        halfwidths = {"range": _mean_halfwidth(self.range_halfwidth), "null": _mean_halfwidth(self.null_halfwidth)}
+        for place, block in enumerate(self.blocks):
+            rates = self.range_rate[place].triu(1)
+            first, second = divmod(int(rates.argmax()), len(self.tasks))
+            cells = [
+                f"{score[place]:.3f} ± {halfwidths[space][place]:.3f}"
+                for space, score in (("range", self.range_score()), ("null", self.null_score()))
+            ]
+            rank = f"{self.range_rank[place]} / {self.widths[place]}"
+            fiercest = f"{self.tasks[first]} × {self.tasks[second]}  {float(rates.max()):.3f}"
+            lines.append(f"{block:<{name}}  {rank:>9}  {cells[0]:>14}  {cells[1]:>14}  {fiercest}")
+        disjoint = any("disjoint" in row for row in self.pairing)
+        lines += [
+            "",
+            f"{len(self.tasks)} tasks ({', '.join(self.tasks)}), {self.samples} samples, variance ratio {self.variance_ratio:g}, "
+            f"half-widths at {self.level:.0%}{'; some pairs share no input' if disjoint else ''}.",
+        ]
+        if self.undecided:
+            lines.append(f"Not settled by these samples: {', '.join(self.undecided)}.")
+        return "\n".join(lines)
+
+
+def _pair_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
+    tasks = rate.shape[-1]
+    return rate.sum((1, 2)) / (tasks * (tasks - 1))
+
+
+def _mean_halfwidth(halfwidth: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
+    """A bound for the half-width of a mean over pairs: the mean of theirs, as if they moved together."""
+    return _pair_mean(halfwidth)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity; a half-width that one sample cannot give is `null`."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if math.isfinite(value) else None
+
+
+def _restored(name: str, value: Any) -> Any:
+    if name in _TENSORS:
+        return torch.tensor(_infinite(value), dtype=torch.float64)
+    if name == "pairing":
+        return tuple(tuple(row) for row in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _infinite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_infinite(item) for item in value]
+    return math.inf if value is None else value
