@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from dtme._shapes import Float, Int, Shaped
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+Kind = Literal["labels", "depth", "normals", "edges", "signed"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Task:
         loss: `loss(prediction, target)`, a scalar; prediction `(B, channels, H, W)`, target as stored in the split.
         metric: Makes a fresh metric, updated with the same pair as the loss; `higher_is_better` is set on it.
         metric_name: How the metric is headed in a table, with its unit.
+        kind: How a prediction is drawn.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[], Metric]
     metric_name: str
+    kind: Kind
 
 
 @dataclass(frozen=True)

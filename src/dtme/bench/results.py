@@ -1,0 +1,162 @@
+"""From finished rows to what people read: results.json, the table, the report page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtme._files import write_text
+from dtme.apply import added_parameters, apply
+from dtme.bench.cost import Cost, costs
+from dtme.bench.jobs import Report
+from dtme.bench.model import build
+from dtme.bench.rows import Bench, Method, figures, plan_of_method, trained
+from dtme.bench.suite import Suite
+from dtme.bench.training import Run, optimiser, predictions
+from dtme.metrics import delta_m, relative_gain
+from dtme.report import ConflictReport
+
+FORMAT = "dtme.results"
+
+
+def collect(
+    bench: Bench, methods: Sequence[Method], *, command: str, seconds: float, progress: Report | None = None
+) -> dict[str, Any]:
+    """All figures of a benchmark run, written to `results.json` in its folder as well.
+
+    Args:
+        bench: Whose rows have been finished.
+        methods: The table's rows; ST and MT, which the others are held against, are always among them.
+        command: What was typed.
+        seconds: How long it took.
+        progress: Told how far the measurement of costs is.
+    """
+    suite = bench.load()
+    tasks = [
+        {"name": task.name, "metric": task.metric_name, "higher_is_better": bool(task.metric().higher_is_better)}
+        for task in suite.tasks
+    ]
+    higher = {task["name"]: task["higher_is_better"] for task in tasks}
+    cost = _costs(bench, suite, methods, progress)
+    single = {task.name: figures(bench, f"ST {task.name}") for task in suite.tasks}
+    reference = {task: row["metrics"][task] for task, row in single.items()}
+    curves = {"ST": {task: row["curves"][task] for task, row in single.items()}}
+    first = figures(bench, "MT, first steps")
+    plain_seconds = figures(bench, "MT")["seconds"]
+    rows = []
+    for method in methods:
+        if method == "ST":
+            metrics, spent = reference, sum(row["seconds"] for row in single.values())
+        else:
+            row = figures(bench, method)
+            metrics, spent = row["metrics"], row["seconds"]
+            curves[method] = row["curves"]
+        plan = plan_of_method(bench, method)
+        spent += first["analysis_seconds"] if plan is not None else 0.0
+        added = 0 if plan is None else plan.parameters(bench.recipe.width)
+        rows.append(
+            {
+                "method": method,
+                "metrics": metrics,
+                "delta_m": delta_m(metrics, reference, higher),
+                "gains": relative_gain(metrics, reference, higher),
+                "parameters_added": added,
+                "parameters_added_percent": 100 * added / _parameters(bench, suite),
+                "step_cost": cost[method].step,
+                "inference_cost": cost[method].inference,
+                "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
+                "wall_clock": spent,
+                "wall_clock_ratio": spent / plain_seconds,
+            }
+        )
+    results = {
+        "format": FORMAT,
+        "version": 1,
+        "suite": bench.suite,
+        "command": command,
+        "versions": {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()},
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
+        "settings": bench.settings(),
+        "notes": _notes(bench, suite, first),
+        "tasks": tasks,
+        "rows": rows,
+        "curves": curves,
+        "seconds": seconds,
+    }
+    write_text(bench.out / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Method], images: int = 4) -> Path:
+    """The report page of a benchmark run, one file.
+
+    Args:
+        bench: Whose rows have been finished.
+        results: As `collect` gave them.
+        methods: As given to `collect`; of the expanded ones, the last is shown.
+        images: How many test images are shown with their predictions.
+    """
+    from dtme.viz import Samples, write_page
+
+    suite = bench.load()
+    shown = ["MT", *[method for method in methods if method not in ("ST", "MT")][-1:]]
+    # From the middle of the test split: benchmarks often begin with their easiest or smallest images.
+    rows = slice(len(suite.test) // 2, len(suite.test) // 2 + images)
+    found = {method: predictions(trained(bench, method), suite.test, rows) for method in shown}
+    samples = Samples(
+        images=suite.test.images[rows],
+        targets={task.name: suite.test.targets[task.name][rows] for task in suite.tasks},
+        predictions=found,
+        kinds={task.name: task.kind for task in suite.tasks},
+    )
+    plan = plan_of_method(bench, shown[-1])  # pyright: ignore[reportArgumentType]
+    path = bench.out / "report.html"
+    write_page(path, results, ConflictReport.load(bench.out / "report.json"), plan, samples)
+    return path
+
+
+def _parameters(bench: Bench, suite: Suite) -> int:
+    return sum(p.numel() for p in build(suite.tasks, bench.recipe, bench.seed).parameters())
+
+
+def _in_order(bench: Bench, blocks: Sequence[str]) -> list[str]:
+    order = ConflictReport.load(bench.out / "report.json").blocks
+    return sorted(blocks, key=order.index)
+
+
+def _costs(bench: Bench, suite: Suite, methods: Sequence[Method], progress: Report | None) -> dict[Method, Cost]:
+    recipe = bench.recipe
+    runs: dict[str, list[Run]] = {}
+    for method in methods:
+        shares = [(task,) for task in suite.tasks] if method == "ST" else [suite.tasks]
+        runs[method] = []
+        for tasks in shares:
+            model = build(tasks, recipe, bench.seed)
+            plan = plan_of_method(bench, method)
+            if plan is not None:
+                apply(model, plan)
+                assert sum(p.numel() for _, p in added_parameters(model)) == plan.parameters(recipe.width)
+            runs[method].append(Run(model, tasks, optimiser(model, recipe)))
+    return costs(runs, suite.train, recipe, advance=progress)  # pyright: ignore[reportReturnType]
+
+
+def _notes(bench: Bench, suite: Suite, first: Mapping[str, Any]) -> list[str]:
+    recipe = bench.recipe
+    return [
+        f"Every row starts from one trunk, trained for {recipe.pretrain_steps} steps on all tasks together with "
+        f"{len(suite.pretrain)} other images of the same kind; heads start anew.",
+        f"Rows train for {recipe.steps} steps of {recipe.batch} images ({len(suite.train)} in all), paired: the same first "
+        f"weights and the same batches. Expanded rows branch off MT at step {recipe.expand_at}.",
+        f"Measured on {len(suite.test)} test images, one seed: differences of a few tenths of Delta_m are noise.",
+        f"The analysis read {recipe.analysis_batches} batches twice and took {first['analysis_seconds']:.1f} s, as long as "
+        f"{first['analysis_steps']:.0f} training steps; its time is in the wall-clock of the expanded rows.",
+        "Step and inference cost: median ratio to MT over turns taken one after another on all cores. Wall-clock: of the "
+        "training itself, one core each.",
+    ]

@@ -1,0 +1,243 @@
+"""The rows of a table: what each method trains, from the shared trunk to the figures, one file each.
+
+Every row starts from one trunk, sees the same batches in the same order, and runs for the same number of steps. The
+rows that expand branch off the plain multi-task run at the step where conflicts are measured, with its weights, its
+optimiser's state and its place in the schedule.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dtme._files import read_json, write_text, written_whole
+from dtme.analysis import analyze
+from dtme.apply import apply
+from dtme.bench.cache import cached
+from dtme.bench.jobs import Job, Report
+from dtme.bench.model import MultiTaskViT, build, hash_of
+from dtme.bench.recipe import PRETRAINING, Recipe
+from dtme.bench.suite import Suite
+from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, task_losses, train
+from dtme.plan import Plan
+from dtme.report import ConflictReport
+
+Method = Literal["ST", "MT", "TM", "TE", "TM+TE"]
+FORMAT = "dtme.row"
+
+_OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "fraction")
+"""What of a recipe the shared trunk does not depend on."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One benchmark run: everything that its rows depend on.
+
+    Attributes:
+        suite: Name of the suite.
+        data: Where its data is, if it needs any.
+        recipe: Every number of the training.
+        seed: Of data order and first weights.
+        out: Folder of all results.
+    """
+
+    suite: Literal["scenes", "nuclei"]
+    recipe: Recipe
+    out: Path
+    data: Path | None = None
+    seed: int = 0
+
+    def load(self, report: Report | None = None) -> Suite:
+        """The suite, from the cache where it has been made before."""
+        if self.suite == "nuclei":
+            from dtme.bench import nuclei
+
+            if self.data is None:
+                raise ValueError("the suite 'nuclei' needs its data: --data FOLDER_OR_TAR.")
+            return nuclei.suite(self.data, size=self.recipe.size, progress=report)
+        from dtme.bench import scenes
+
+        return scenes.suite(size=self.recipe.size, progress=report)
+
+    def settings(self) -> dict[str, Any]:
+        """What a finished row must have been made with to be used again."""
+        return {"suite": self.suite, "seed": self.seed, "recipe": asdict(self.recipe)}
+
+
+def jobs_of(bench: Bench, methods: Sequence[Method], tasks: Sequence[str]) -> list[Job]:
+    """The jobs of a benchmark run, the longest first among those that can start together; finished ones are left out."""
+    jobs = [
+        Job("shared trunk", pretrain, (bench,)),
+        Job("MT, first steps", begin, (bench,), after=("shared trunk",)),
+        *(Job(m, finish, (bench, m), after=("MT, first steps",)) for m in ("TM+TE", "TM", "TE", "MT") if m in methods),
+        *(Job(f"ST {task}", single_task, (bench, task), after=("shared trunk",)) for task in tasks if "ST" in methods),
+    ]
+    done = {job.name for job in jobs if _is_done(bench, job.name)}
+    return [
+        Job(job.name, job.work, job.arguments, tuple(name for name in job.after if name not in done))
+        for job in jobs
+        if job.name not in done
+    ]
+
+
+def pretrain(bench: Bench, report: Report) -> None:
+    """Train the trunk that all rows start from: all tasks together, on the pretraining split, heads thrown away."""
+    trunk_of(bench, report)
+    _finish(bench, "shared trunk", {})
+
+
+def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
+    """The weights of the shared trunk, from the cache where they have been trained before."""
+    recipe = bench.recipe
+
+    def made() -> dict[str, Tensor]:
+        suite = bench.load()
+        model = build(suite.tasks, recipe, PRETRAINING)
+        run = Run(model, suite.tasks, optimiser(model, recipe))
+        steps = recipe.pretrain_steps
+        train(
+            run,
+            suite.pretrain,
+            recipe,
+            seed=PRETRAINING,
+            steps=steps,
+            until=steps,
+            advance=lambda step: report(step, steps),
+        )
+        return model.trunk.state_dict()
+
+    shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
+    return cached(f"trunk/{bench.suite}-{hash_of(shape):012x}", made)
+
+
+def begin(bench: Bench, report: Report) -> None:
+    """The plain multi-task run up to the step of expansion, and the analysis there."""
+    suite, recipe = bench.load(), bench.recipe
+    model = build(suite.tasks, recipe, bench.seed, trunk_of(bench, report))
+    run = Run(model, suite.tasks, optimiser(model, recipe))
+    total = recipe.expand_at
+    train(
+        run,
+        suite.train,
+        recipe,
+        seed=bench.seed,
+        steps=recipe.steps,
+        until=total,
+        advance=lambda step: report(step, total),
+    )
+    began = time.perf_counter()
+    order = data_order(len(suite.train), recipe.batch, recipe.analysis_batches, hash_of(bench.seed, "analysis"))
+    batches = [suite.train.batch(rows) for rows in order]
+    conflicts = analyze(model, lambda m, batch: task_losses(m, batch, suite.tasks), batches)
+    seconds = time.perf_counter() - began
+    conflicts.save(bench.out / "report.json")
+    with written_whole(bench.out / "start.pt") as temporary:
+        torch.save(run.state(), temporary)
+    per_step = run.seconds / total if total else None
+    _finish(
+        bench,
+        "MT, first steps",
+        {"analysis_seconds": seconds, "analysis_steps": seconds / per_step if per_step else None},
+    )
+
+
+def finish(bench: Bench, method: Method, report: Report) -> None:
+    """A multi-task row from the step of expansion to its figures."""
+    suite, recipe = bench.load(), bench.recipe
+    model = build(suite.tasks, recipe, bench.seed)
+    run = Run(model, suite.tasks, optimiser(model, recipe))
+    run.restore(torch.load(bench.out / "start.pt", weights_only=True))
+    plan = plan_of_method(bench, method)
+    if plan is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash_of(bench.seed, method))
+            apply(model, plan)
+        add_inserts(run.made, model, recipe)
+    _to_the_end(bench, method, suite, run, report)
+
+
+def single_task(bench: Bench, task: str, report: Report) -> None:
+    """The single-task row of one task."""
+    suite, recipe = bench.load(), bench.recipe
+    own = tuple(t for t in suite.tasks if t.name == task)
+    model = build(own, recipe, bench.seed, trunk_of(bench, report))
+    _to_the_end(bench, f"ST {task}", suite, Run(model, own, optimiser(model, recipe)), report)
+
+
+def plan_of_method(bench: Bench, method: Method) -> Plan | None:
+    """The plan a method applies, from the report of the analysis."""
+    if method in ("ST", "MT"):
+        return None
+    conflicts = ConflictReport.load(bench.out / "report.json")
+    return conflicts.plan(
+        fraction=bench.recipe.fraction, modulation=method in ("TM", "TM+TE"), expansion=method in ("TE", "TM+TE")
+    )
+
+
+def trained(bench: Bench, name: str) -> MultiTaskViT:
+    """The model of a finished row."""
+    suite = bench.load()
+    if name.startswith("ST "):
+        own = tuple(task for task in suite.tasks if task.name == name.removeprefix("ST "))
+        model = build(own, bench.recipe, bench.seed)
+    else:
+        model = build(suite.tasks, bench.recipe, bench.seed)
+        plan = plan_of_method(bench, name)  # pyright: ignore[reportArgumentType]
+        if plan is not None:
+            apply(model, plan)
+    model.load_state_dict(load_file(_path(bench, name, "safetensors")))
+    return model
+
+
+def figures(bench: Bench, name: str) -> dict[str, Any]:
+    """What a finished row left: metrics, curves, seconds.
+
+    Raises:
+        ValueError: The file is not one of these.
+    """
+    path = _path(bench, name, "json")
+    return read_json(path.read_text(encoding="utf-8"), FORMAT, str(path))
+
+
+def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, report: Report) -> None:
+    recipe = bench.recipe
+    steps = recipe.steps
+    train(
+        run,
+        suite.train,
+        recipe,
+        seed=bench.seed,
+        steps=steps,
+        until=steps,
+        advance=lambda step: report(step, steps),
+    )
+    metrics = evaluate(run.model, suite.test, run.tasks)
+    path = _path(bench, name, "safetensors")
+    with written_whole(path) as temporary:
+        save_file(run.model.state_dict(), temporary)
+    _finish(bench, name, {"metrics": metrics, "curves": run.curves, "seconds": run.seconds})
+
+
+def _path(bench: Bench, name: str, suffix: str) -> Path:
+    return bench.out / "rows" / f"{name.replace(' ', '-').replace(',', '')}.{suffix}"
+
+
+def _finish(bench: Bench, name: str, found: dict[str, Any]) -> None:
+    data = {"format": FORMAT, "version": 1, "settings": bench.settings(), **found}
+    write_text(_path(bench, name, "json"), json.dumps(data, indent=1) + "\n")
+
+
+def _is_done(bench: Bench, name: str) -> bool:
+    """Whether a row was finished before, with the same settings."""
+    try:
+        return figures(bench, name)["settings"] == bench.settings()
+    except (OSError, ValueError):
+        return False
