@@ -38,6 +38,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: Its bytes are no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file ({error}).") from error
+
+
 def read_json(text: str, expected: str, source: str, versions: tuple[int, ...] = (1,)) -> dict[str, Any]:
     """The object in a JSON text that says of itself that it is `expected`.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
-from dtme.blocks import find_blocks
+from dtme.blocks import find_blocks, packing_modules
 from dtme.branches import branches_beyond
 from dtme.capture import Capture, Entry, capture
 from dtme.conflict import token_conflicts
@@ -92,6 +93,8 @@ def analyze(
             for number, batch in enumerate(_shown(batches, "conflicts", progress)):
                 caught.clear()
                 losses = _losses(model, task_losses, batch, number, caught, tasks)
+                if not losses:
+                    continue
                 measured.add(_token_gradients(losses, caught, number), caught)
                 del losses
                 caught.clear()
@@ -116,7 +119,7 @@ def _moment_samples(confidence: float | None, max_samples: int | None) -> int | 
 
 def _first_samples(batches: Iterable[Batch], max_samples: int | None) -> list[Batch]:
     """Batches that can be read only once, kept because two rounds need them; a batch has at least one sample."""
-    return [batch for number, batch in enumerate(batches) if max_samples is None or number < max_samples]
+    return list(islice(batches, max_samples))
 
 
 def _shown(batches: Iterable[Batch], what: str, progress: Progress | None) -> Iterable[Batch]:
@@ -125,11 +128,14 @@ def _shown(batches: Iterable[Batch], what: str, progress: Progress | None) -> It
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and parameters that need no gradient, while the context lasts."""
+    """Evaluation mode, tokens as plain tensors and parameters that need no gradient, while the context lasts."""
     modes = [(module, module.training) for module in model.modules()]
     needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    packing = packing_modules(model).values()
     try:
         model.eval()
+        for module in packing:
+            module.use_nested_tensor = False
         for parameter, _ in needs:
             parameter.requires_grad_(False)
         with torch.enable_grad():
@@ -139,6 +145,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(need)
         for module, training in modes:
             module.training = training
+        for module in packing:
+            module.use_nested_tensor = True
 
 
 def _token_spaces(
@@ -160,6 +168,13 @@ def _token_spaces(
         for number, batch in enumerate(_shown(batches, "token space", progress)):
             caught.clear()
             losses = _losses(model, task_losses, batch, number, caught, None)
+            if not losses:
+                continue
+            if not caught.entries:
+                raise ValueError(
+                    f"no block ran while the losses of batch {number} were computed: {', '.join(blocks)}. Name the trunk's "
+                    "blocks with blocks=."
+                )
             tasks += [task for task in losses if task not in tasks]
             order += [name for name in caught.entries if name not in order]
             for group in _stream_groups(caught, tuple(losses)):
@@ -182,14 +197,9 @@ def _token_spaces(
         raise ValueError(
             f"task {idle[0]!r} has a branch in the model, but no batch gave a loss for it: task_losses gave {tasks}."
         )
-    if not order:
-        raise ValueError(
-            f"no block ran while the losses were computed: {list(blocks)}. Name the trunk's blocks with blocks=."
-        )
     spaces, widths = {}, {}
     for name in order:
-        pooled = sum(_moment_of(task, name, moments, samples) for task in tasks)
-        assert isinstance(pooled, Tensor)
+        pooled = _pooled_moment(name, tasks, moments, samples)
         if not bool(pooled.isfinite().all()):
             raise ValueError(f"the tokens that enter block {name!r} are not finite.")
         if float(pooled.diagonal().sum()) == 0 or len(pooled) < 2:
@@ -206,15 +216,24 @@ def _stream_groups(caught: Capture, tasks: tuple[str, ...]) -> list[frozenset[st
     return [frozenset([task]) for task in tasks] if parted else [frozenset(tasks)]
 
 
-def _moment_of(
-    task: str, block: str, moments: Mapping[frozenset[str], dict[str, Tensor]], samples: Mapping[frozenset[str], int]
+def _pooled_moment(
+    block: str,
+    tasks: Sequence[str],
+    moments: Mapping[frozenset[str], dict[str, Tensor]],
+    samples: Mapping[frozenset[str], int],
 ) -> Tensor:
-    own = [group for group in moments if task in group and block in moments[group]]
-    if not own:
-        raise ValueError(f"no tokens of task {task!r} entered block {block!r}.")
-    return sum((moments[group][block] for group in own[1:]), moments[own[0]][block]) / sum(
-        samples[group] for group in own
-    )
+    """The second moment over all samples; over the tasks' own means, weighing the same, where some never share an input."""
+
+    def mean(groups: Sequence[frozenset[str]], whose: str) -> Tensor:
+        own = [group for group in groups if block in moments[group]]
+        if not own:
+            raise ValueError(f"no tokens of {whose} entered block {block!r}.")
+        return sum((moments[group][block] for group in own[1:]), moments[own[0]][block]) / sum(samples[g] for g in own)
+
+    if all(any({one, other} <= group for group in moments) for one in tasks for other in tasks):
+        return mean(list(moments), "any task")
+    means = [mean([group for group in moments if task in group], f"task {task!r}") for task in tasks]
+    return torch.stack(means).mean(0)
 
 
 def _losses(

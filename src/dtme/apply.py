@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from dtme.blocks import find_blocks, width_of
+from dtme.blocks import find_blocks, packing_modules, width_of
 from dtme.branches import leaving_modules
 from dtme.insert import Insert, enter, leave
 from dtme.plan import Plan
@@ -24,6 +25,7 @@ class Applied:
     plan: Plan
     routing: Routing
     blocks: tuple[str, ...]
+    packing: tuple[str, ...]
     handles: list[RemovableHandle]
 
 
@@ -75,7 +77,10 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_hook(leave, with_kwargs=True))
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
-    object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), handles))
+    packing = packing_modules(model)
+    for module in packing.values():
+        module.use_nested_tensor = False
+    object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), tuple(packing), handles))
     return model
 
 
@@ -95,6 +100,9 @@ def remove(model: nn.Module) -> nn.Module:
         handle.remove()
     for name in applied.blocks:
         del owner.get_submodule(name).dtme
+    for name in applied.packing:
+        encoder: Any = owner.get_submodule(name)
+        encoder.use_nested_tensor = True
     del owner._dtme
     return model
 

@@ -35,7 +35,8 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
         length: Tokens of a sample.
 
     A square matrix over the positions is a table shared by all samples (`src_mask`, a causal mask), unless its name
-    says that it pads; a table named after positions (rotary angles, biases) is shared where it has two dimensions.
+    says that it pads; a table named after positions (rotary angles, biases) is shared where it has two dimensions, or
+    a matrix per attention head.
 
     Example:
         >>> import torch
@@ -46,7 +47,7 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
     if value.ndim == 0:
         return False
     if value.ndim == 3 and length is not None and value.shape[1:] == (length, length):
-        return (value.shape[0] % samples == 0 and value.shape[0] > 1) or samples == 1
+        return "pos" not in name and ((value.shape[0] % samples == 0 and value.shape[0] > 1) or samples == 1)
     if value.shape[0] != samples:
         return False
     if value.ndim == 2 and samples == length:

@@ -141,6 +141,14 @@ def width_of(block: nn.Module) -> int:
     )
 
 
+def packing_modules(model: nn.Module) -> dict[str, Any]:
+    """Modules that would pack a padded batch into a nested tensor in evaluation, which has no shape for hooks to read.
+
+    `nn.TransformerEncoder` does so by default; with its `use_nested_tensor` off it computes the same on padded tokens.
+    """
+    return {name: module for name, module in model.named_modules() if getattr(module, "use_nested_tensor", False)}
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where a block's tokens keep their samples and their positions.

@@ -26,7 +26,7 @@ def leaving_modules(
         ['depth', 'semseg']
     """
     if branches is not None:
-        return _given(model, tasks, branches)
+        return _each_its_own(_given(model, tasks, branches))
     beyond = branches_beyond(model, tasks)
     if beyond:
         raise ValueError(
@@ -40,7 +40,7 @@ def leaving_modules(
             f"branches: no ModuleDict of this model has the tasks {tasks} as keys (it has {names or 'no ModuleDict'}). Say where "
             "each task leaves the trunk: apply(model, plan, branches={task: module or its name})."
         )
-    return found
+    return _each_its_own(found)
 
 
 def branches_beyond(model: nn.Module, tasks: Sequence[str]) -> list[str]:
@@ -71,11 +71,16 @@ def _given(
             if module not in named:
                 raise ValueError(f"branches[{task!r}]={module!r}: this model has no module of that name.")
             module = named[module]
-        shared = [other for other, taken in leaving if taken is module]
+        leaving.append((task, module))
+    return leaving
+
+
+def _each_its_own(leaving: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    for place, (task, module) in enumerate(leaving):
+        shared = [other for other, taken in leaving[:place] if taken is module and other != task]
         if shared:
             raise ValueError(
                 f"branches: tasks {shared[0]!r} and {task!r} leave by the same module, which cannot take two streams. "
                 "Give each task a module of its own, for instance nn.Identity() before the shared one."
             )
-        leaving.append((task, module))
     return leaving

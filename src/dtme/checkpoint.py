@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dtme._files import read_json, write_text, written_whole
+from dtme._files import read_json, read_text, write_text, written_whole
 from dtme.apply import apply, find_applied, is_applied
 from dtme.blocks import width_of
 from dtme.insert import Insert
@@ -90,7 +90,7 @@ def load_pretrained(
             "load_pretrained: this model has inserts already. Call dtme.remove(model) first, or load a fresh model."
         )
     folder = _folder(source, revision)
-    data = read_json((folder / CONFIG).read_text(encoding="utf-8"), FORMAT, str(folder / CONFIG))
+    data = read_json(read_text(folder / CONFIG), FORMAT, str(folder / CONFIG))
     plan, widths = _config(data, folder)
     weights = _weights(folder)
     _check_base(model, plan, widths, folder)
@@ -135,11 +135,11 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 def _config(data: Mapping[str, Any], folder: Path) -> tuple[Plan, dict[str, int]]:
     try:
-        plan = Plan.from_dict(data["plan"], str(folder / CONFIG))
         widths = {str(name): int(width) for name, width in data["base"]["widths"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        fields = dict(data["plan"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: 'plan' or 'base' is missing or malformed ({error}).") from error
-    return plan, widths
+    return Plan.from_dict(fields, str(folder / CONFIG)), widths
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

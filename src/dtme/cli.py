@@ -51,16 +51,17 @@ def bench(
         out: Folder of the results, by default runs/SUITE. What is finished there is used again.
     """
     recipe = Recipe() if steps is None else replace(Recipe(), steps=steps, expand_at=min(Recipe.expand_at, steps // 10))
-    wanted = tuple(method for method in ALL if method in (*methods, "ST", "MT"))
+    wanted: tuple[Method, ...] = tuple(method for method in ALL if method in (*methods, "ST", "MT"))
     _run(Bench(suite, recipe, out or Path("runs") / suite, data, seed), wanted)
 
 
 def _run(bench: Bench, methods: Sequence[Method]) -> None:
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no width to fit
     began = time.monotonic()
     with shown(console) as display:
-        data = bench.load(lambda done, total: display.update("data", done, total))
-        jobs.run(jobs_of(bench, methods, [task.name for task in data.tasks]), display)
+        jobs.run(jobs_of(bench, methods), display)
         results = collect(
             bench,
             methods,

@@ -26,15 +26,16 @@ def drop(tokens: Tensor, count: int, layout: Layout) -> Tensor:
     return tokens.narrow(layout.token, 0, tokens.shape[layout.token] - count)
 
 
-def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool) -> Tensor:
+def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_sample: bool = False) -> Tensor:
     """An attention or padding mask that lets `count` more positions, at the end, see and be seen.
 
     Args:
         mask: Last dimension: the positions attended to. The one before it: the positions that attend, where it is as
-            long as the sequence; a mask whose rows stand for samples or broadcast keeps them.
+            long as the sequence; a mask whose rows broadcast keeps them.
         length: Positions of the sequence before expansion.
         count: Task tokens added.
         true_hides: What `True` means in a mask of booleans; other masks are added to the scores, or keep where 1.
+        by_sample: The rows stand for samples, as in a padding mask, and not for positions.
 
     Example:
         >>> causal = torch.full((2, 2), -torch.inf).triu(1)
@@ -48,7 +49,7 @@ def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool) -> T
     else:
         visible = 0.0 if torch.is_floating_point(mask) else 1
     mask = nn.functional.pad(mask, (0, count), value=visible)
-    if mask.ndim >= 2 and mask.shape[-2] == length and mask.shape[-1] == length + count:
+    if not by_sample and mask.shape[-2] == length:
         mask = nn.functional.pad(mask, (0, 0, 0, count), value=visible)
     return mask
 

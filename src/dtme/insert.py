@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dtme._shapes import Float, Int
-from dtme.arguments import Call, argument_names, change_rows
+from dtme.arguments import Call, argument_names, change_rows, has_rows
 from dtme.blocks import Layout, layout_of, put, take, tokens_key
 from dtme.expansion import append, drop, extend_mask, initial_tokens, is_mask
 from dtme.modulation import TokenStatistics, modulate
@@ -134,10 +134,12 @@ class Insert(nn.Module):
         """Normalise the lanes of each task together, by that task's statistics."""
         assert self.statistics is not None
         unfolded = unfolded.expand([lanes if dim == layout.batch else size for dim, size in enumerate(unfolded.shape)])
-        index = torch.as_tensor(places, device=unfolded.device)
+        if isinstance(places, list):
+            apart = zip(unfolded.unbind(layout.batch), places, strict=True)
+            return torch.stack([t if row < 0 else self.statistics(t, row) for t, row in apart], layout.batch)
         normed = unfolded
         for row in range(len(self.modulated)):
-            members = (index == row).nonzero().flatten()
+            members = (places == row).nonzero().flatten()
             if len(members):
                 own = self.statistics(unfolded.index_select(layout.batch, members), row)
                 normed = normed.index_copy(layout.batch, members, own)
@@ -155,9 +157,7 @@ class Insert(nn.Module):
         rows = tokens.shape[layout.batch]
         samples = rows // lanes
         if self.joint:
-            seen = [row for row, task in enumerate(self.expanded) if task in self.routing.active]
-            extra = _rows(self.tokens, seen, 0.0).flatten(0, 1) if seen else self.tokens.new_empty(0, self.width)
-            return self._append(call, key, layout, extra.expand(rows, -1, -1))
+            return self._append(call, key, layout, self.tokens.flatten(0, 1).expand(rows, -1, -1))
         places = self._places(self.expanded)
         if len(self.expanded) < len(self.routing.tasks):
             having, lacking, order = _split(places)
@@ -181,7 +181,7 @@ class Insert(nn.Module):
     def _append(self, call: Call, key: int | str, layout: Layout, extra: Float[Tensor, "samples n p"]) -> Call:
         assert layout.token is not None
         tokens: Tensor = take(*call, key)
-        self._appended, length = extra.shape[1], tokens.shape[layout.token]
+        self._appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
 
         def widened(place: int | str, value: Any) -> Any:
             name = self.argument_names[place] if isinstance(place, int) and place < len(self.argument_names) else place
@@ -189,11 +189,10 @@ class Insert(nn.Module):
                 return append(tokens, extra, layout)
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
-            return (
-                extend_mask(value, length, self._appended, true_hides=self.true_hides)
-                if is_mask(value, length)
-                else value
-            )
+            if not is_mask(value, length):
+                return value
+            by_sample = value.ndim == 2 and has_rows(str(name), value, rows, length)
+            return extend_mask(value, length, self._appended, true_hides=self.true_hides, by_sample=by_sample)
 
         args, kwargs = call
         return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
@@ -255,8 +254,8 @@ def _at(places: Places, lanes: Lanes) -> Places:
 
 def _choose_lanes(folded: Tensor, lanes: int, chosen: Lanes, dim: int) -> Tensor:
     if isinstance(chosen, list):
-        chunks = folded.chunk(lanes, dim)
-        return torch.cat([chunks[lane] for lane in chosen], dim)
+        apart = folded.unflatten(dim, (lanes, -1)).unbind(dim)
+        return torch.cat([apart[lane] for lane in chosen], dim)
     return folded.unflatten(dim, (lanes, -1)).index_select(dim, chosen).flatten(dim, dim + 1)
 
 

@@ -13,7 +13,7 @@ from dtme._shapes import Float
 
 
 def modulate(
-    tokens: Float[Tensor, "*batch p"], scale: Float[Tensor, "*#batch p"], shift: Float[Tensor, "*#batch p"]
+    tokens: Float[Tensor, "*#batch p"], scale: Float[Tensor, "*#batch p"], shift: Float[Tensor, "*#batch p"]
 ) -> Float[Tensor, "*stretched p"]:
     """`scale * tokens + shift`, computed in the wider type of the two and rounded once to the tokens' own.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from dtme._files import read_json, write_text
+from dtme._files import read_json, read_text, write_text
 
 Placement = Mapping[str, Sequence[str]]
 FORMAT = "dtme.plan"
@@ -144,4 +144,4 @@ class Plan:
         Raises:
             ValueError: The file is no plan.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), str(path))
+        return cls.from_json(read_text(Path(path)), str(path))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtme._shapes import Bool, Float
+from dtme._shapes import Bool, Float, Int
 from dtme.conflict import Conflicts, projected_products, unit_size
 from dtme.token_space import TokenSpace
 
@@ -44,7 +44,7 @@ class RateSums:
         self.products = torch.zeros(2, tasks, tasks, dtype=torch.float64)
         self.possible = zeros.clone()
 
-    def add(self, conflicts: Conflicts, present: list[int], tokens: Float[Tensor, " samples"]) -> None:
+    def add(self, conflicts: Conflicts, present: list[int], tokens: Int[Tensor, " samples"]) -> None:
         """Add a batch in which the tasks `present` were compared on samples of so many valid tokens."""
         rows = torch.tensor(present)
         grid = (rows.unsqueeze(1), rows.unsqueeze(0))

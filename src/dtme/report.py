@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dtme._files import read_json, write_text
+from dtme._files import read_json, read_text, write_text
 from dtme._shapes import Float
 from dtme.plan import Plan
 
@@ -137,6 +137,7 @@ class ConflictReport:
 
     def _place(self, score: Tensor, count: int, rate: Tensor, threshold: float | None) -> dict[str, tuple[str, ...]]:
         blocks = len(self.blocks)
+        score = score.to(torch.float64).round(decimals=12)  # scores that differ by rounding alone are equal
         chosen = (blocks - 1 - score.flip(0).argsort(descending=True, stable=True))[:count]
         placed = {}
         for block in sorted(chosen.tolist()):
@@ -161,7 +162,7 @@ class ConflictReport:
         Raises:
             ValueError: The file is no report.
         """
-        data = read_json(Path(path).read_text(encoding="utf-8"), FORMAT, str(path))
+        data = read_json(read_text(Path(path)), FORMAT, str(path))
         try:
             values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
             report = cls(**values)

@@ -51,9 +51,11 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
     With names, only the streams of these tasks are computed, and the branches of the others are given no rows, so that
     their outputs are empty. With `per_sample`, the batch is not copied into streams: each row runs through the
     modulators and task tokens of its own task, every branch sees all rows, and row `s` of a task's output means
-    something where `per_sample[s]` is that task.
+    something where `per_sample[s]` is that task. (A branch that is told the batch size as a number cannot take no rows:
+    compute such a model's tasks together, or by `per_sample`.)
 
-    With activation checkpointing, run the backward pass inside the context too: it repeats the forward.
+    Of nested contexts the innermost decides. With activation checkpointing, run the backward pass inside the context
+    too: it repeats the forward.
 
     Args:
         model: A model `dtme.apply` was called on.
@@ -74,9 +76,10 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
                 raise ValueError(
                     f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}."
                 )
-            routing.active = tuple(task for task in routing.tasks if task in names)
+            routing.active, routing.rows = tuple(task for task in routing.tasks if task in names), None
         else:
-            routing.rows = _indices(per_sample, routing.tasks, next(model.parameters()).device)
+            rows = _indices(per_sample, routing.tasks, next(model.parameters()).device)
+            routing.active, routing.rows = routing.tasks, rows
         yield
     finally:
         routing.active, routing.rows = before

@@ -17,8 +17,12 @@ from torch.utils import _pytree as pytree
 Groups = tuple[tuple[str, ...], ...]
 """Which tasks each stream serves, in order."""
 
-_ONE_VALUE = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
-_EXCHANGED = {"__iadd__": "__add__", "__isub__": "__sub__", "__imul__": "__mul__", "__itruediv__": "__truediv__"}
+_ONE_VALUE = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+_ONE_VALUE |= {"is_nonzero", "equal", "allclose"}
+_ONE_ARRAY = {"numpy", "__array__", "__dlpack__"}
+_WRITES = {"__setitem__"} | {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "and", "or", "xor", "lshift", "rshift")
+}
 
 
 class Streams(Tensor):
@@ -49,9 +53,11 @@ class Streams(Tensor):
         leaves, spec = pytree.tree_flatten((args, kwargs or {}))
         groups: Groups = ()
         for leaf in leaves:
-            if isinstance(leaf, Streams) and len(leaf._groups) > len(groups):
-                groups = leaf._groups
-        func = _out_of_place(func, args, kwargs or {})
+            if isinstance(leaf, Streams):
+                groups = common(groups, leaf._groups) if groups else leaf._groups
+        if getattr(func, "__name__", "") in _ONE_ARRAY:
+            raise RuntimeError(_LEFT_NO_BRANCH.format(what=f"{func.__name__}()", groups=groups))
+        _check_writes(func, args, kwargs or {})
         results = []
         for group in groups:
             own = [stream_of(leaf, group[0]) if isinstance(leaf, Streams) else leaf for leaf in leaves]
@@ -80,21 +86,17 @@ _LEFT_NO_BRANCH = (
 )
 
 
-def _out_of_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+def _check_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Keep an in-place operation from writing every stream over the one tensor it is given."""
     name = getattr(func, "__name__", "")
-    first = args[0] if args else None
-    writes = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name in _EXCHANGED
-    if (writes and isinstance(first, Tensor) and not isinstance(first, Streams)) or isinstance(
-        kwargs.get("out"), Tensor
-    ):
-        if name in _EXCHANGED:
-            return getattr(Tensor, _EXCHANGED[name])
+    written = kwargs.get("out")
+    if (name.endswith("_") and not name.endswith("__")) or name in _WRITES:
+        written = args[0] if args else None
+    if isinstance(written, Tensor) and not isinstance(written, Streams):
         raise RuntimeError(
             f"{name or func}: the model writes task-specific streams into a tensor that all tasks share. "
             "Write it out of place (x = x + y; torch.cat or torch.where instead of indexed assignment)."
         )
-    return func
 
 
 def _join(results: list[Any], groups: Groups, func: Callable[..., Any]) -> Any:
@@ -130,7 +132,7 @@ def gather(tensors: Sequence[Tensor], groups: Groups, folded: tuple[int, Tensor]
 
 def part(folded: Tensor, groups: Groups, dim: int) -> Streams:
     """Streams out of a batch that holds them one after another along `dim`."""
-    return gather(folded.chunk(len(groups), dim), groups, (dim, folded))
+    return gather(folded.unflatten(dim, (len(groups), -1)).unbind(dim), groups, (dim, folded))
 
 
 def stream_of(streams: Tensor, task: str) -> Tensor:
@@ -166,6 +168,19 @@ def refine(groups: Groups, parting: Sequence[str]) -> Groups:
         parts += [staying] if staying else []
         parts += [(task,) for task in group if task in parting]
     return tuple(sorted(parts, key=lambda tasks: order[tasks[0]]))
+
+
+def common(first: Groups, second: Groups) -> Groups:
+    """The coarsest groups that split no stream of either.
+
+    Example:
+        >>> common((("depth", "semseg"), ("edges",)), (("depth",), ("semseg", "edges")))
+        (('depth',), ('semseg',), ('edges',))
+    """
+    if first == second:
+        return first
+    both = [tuple(task for task in one if task in other) for one in first for other in second]
+    return tuple(tasks for tasks in both if tasks)
 
 
 def fold(tokens: Tensor, groups: Groups, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split
-from dtme.bench.training import Run, task_losses
+from dtme.bench.training import Run, task_losses, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 def _step(run: Run, batch: dict[str, torch.Tensor]) -> None:
     run.model.train()
-    torch.stack(list(task_losses(run.model, batch, run.tasks).values())).sum().backward()
+    weighted_sum(task_losses(run.model, batch, run.tasks), run.tasks).backward()
     run.made.step()
     run.made.zero_grad(set_to_none=True)
 

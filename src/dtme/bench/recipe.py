@@ -36,11 +36,11 @@ class Recipe:
     attention_heads: int = 4
     head_width: int = 32
     batch: int = 16
-    pretrain_steps: int = 1500
-    steps: int = 900
-    expand_at: int = 90
+    pretrain_steps: int = 1200
+    steps: int = 700
+    expand_at: int = 70
     analysis_batches: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     head_rate: float = 3.0
     insert_rate: float = 10.0
     weight_decay: float = 0.02

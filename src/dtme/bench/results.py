@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dtme._files import write_text
 from dtme.apply import added_parameters, apply
@@ -18,7 +19,7 @@ from dtme.bench.cost import Cost, costs
 from dtme.bench.jobs import Report
 from dtme.bench.model import build
 from dtme.bench.rows import Bench, Method, figures, plan_of_method, trained
-from dtme.bench.suite import Suite
+from dtme.bench.suite import Kind, Suite
 from dtme.bench.training import Run, optimiser, predictions
 from dtme.metrics import delta_m, relative_gain
 from dtme.report import ConflictReport
@@ -109,7 +110,14 @@ def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Met
     shown = ["MT", *[method for method in methods if method not in ("ST", "MT")][-1:]]
     # From the middle of the test split: benchmarks often begin with their easiest or smallest images.
     rows = slice(len(suite.test) // 2, len(suite.test) // 2 + images)
-    found = {method: predictions(trained(bench, method), suite.test, rows) for method in shown}
+    found = {
+        method: {
+            task.name: _as_target(outputs[task.name], task.kind)
+            for outputs in [predictions(trained(bench, method), suite.test, rows)]
+            for task in suite.tasks
+        }
+        for method in shown
+    }
     samples = Samples(
         images=suite.test.images[rows],
         targets={task.name: suite.test.targets[task.name][rows] for task in suite.tasks},
@@ -120,6 +128,13 @@ def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Met
     path = bench.out / "report.html"
     write_page(path, results, ConflictReport.load(bench.out / "report.json"), plan, samples)
     return path
+
+
+def _as_target(prediction: Tensor, kind: Kind) -> Tensor:
+    """A prediction in the form of its target: classes for logits, probabilities for logits of edges."""
+    if kind == "labels":
+        return prediction.argmax(1)
+    return prediction.sigmoid() if kind == "edges" else prediction
 
 
 def _parameters(bench: Bench, suite: Suite) -> int:

@@ -8,6 +8,7 @@ optimiser's state and its place in the schedule.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,8 @@ from dtme.report import ConflictReport
 
 Method = Literal["ST", "MT", "TM", "TE", "TM+TE"]
 FORMAT = "dtme.row"
+
+TASKS = {"scenes": ("semseg", "depth", "normals", "edges"), "nuclei": ("mask", "boundary", "horizontal", "vertical")}
 
 _OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "fraction")
 """What of a recipe the shared trunk does not depend on."""
@@ -72,13 +75,20 @@ class Bench:
         return {"suite": self.suite, "seed": self.seed, "recipe": asdict(self.recipe)}
 
 
-def jobs_of(bench: Bench, methods: Sequence[Method], tasks: Sequence[str]) -> list[Job]:
+def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:
     """The jobs of a benchmark run, the longest first among those that can start together; finished ones are left out."""
+    data = _data_jobs(bench)
+    ready = tuple(job.name for job in data)
     jobs = [
-        Job("shared trunk", pretrain, (bench,)),
+        *data,
+        Job("shared trunk", pretrain, (bench,), after=ready),
         Job("MT, first steps", begin, (bench,), after=("shared trunk",)),
         *(Job(m, finish, (bench, m), after=("MT, first steps",)) for m in ("TM+TE", "TM", "TE", "MT") if m in methods),
-        *(Job(f"ST {task}", single_task, (bench, task), after=("shared trunk",)) for task in tasks if "ST" in methods),
+        *(
+            Job(f"ST {task}", single_task, (bench, task), after=("shared trunk",))
+            for task in TASKS[bench.suite]
+            if "ST" in methods
+        ),
     ]
     done = {job.name for job in jobs if _is_done(bench, job.name)}
     return [
@@ -86,6 +96,28 @@ def jobs_of(bench: Bench, methods: Sequence[Method], tasks: Sequence[str]) -> li
         for job in jobs
         if job.name not in done
     ]
+
+
+def _data_jobs(bench: Bench) -> list[Job]:
+    """Scenes are rendered by as many processes as there are splits; an archive is read by one."""
+    if bench.suite == "nuclei":
+        return [Job("nuclei", read, (bench,))]
+    return [Job(f"scenes, {split}", render, (bench, split)) for split in ("pretrain", "train", "test")]
+
+
+def read(bench: Bench, report: Report) -> None:
+    """Make the suite's data, once."""
+    bench.load(report)
+    _finish(bench, bench.suite, {})
+
+
+def render(bench: Bench, split: Literal["pretrain", "train", "test"], report: Report) -> None:
+    """Render one split of the scenes, once."""
+    from dtme.bench import scenes
+
+    count = scenes.COUNTS[split]
+    scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
+    _finish(bench, f"scenes, {split}", {})
 
 
 def pretrain(bench: Bench, report: Report) -> None:
@@ -99,6 +131,7 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
     recipe = bench.recipe
 
     def made() -> dict[str, Tensor]:
+        torch.set_num_threads(os.cpu_count() or 1)  # nothing else can run before the trunk is there
         suite = bench.load()
         model = build(suite.tasks, recipe, PRETRAINING)
         run = Run(model, suite.tasks, optimiser(model, recipe))
@@ -112,6 +145,7 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
             until=steps,
             advance=lambda step: report(step, steps),
         )
+        torch.set_num_threads(1)
         return model.trunk.state_dict()
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}

@@ -28,6 +28,7 @@ class Task:
         metric: Makes a fresh metric, updated with the same pair as the loss; `higher_is_better` is set on it.
         metric_name: How the metric is headed in a table, with its unit.
         kind: How a prediction is drawn.
+        weight: Of the loss in the sum that is minimised.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Task:
     metric: Callable[[], Metric]
     metric_name: str
     kind: Kind
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,11 @@ def task_losses(model: nn.Module, batch: dict[str, Tensor], tasks: Sequence[Task
     """Each task's loss on a batch of a split."""
     outputs = model(batch["image"])
     return {task.name: task.loss(outputs[task.name], batch[task.name]) for task in tasks}
+
+
+def weighted_sum(losses: Mapping[str, Tensor], tasks: Sequence[Task]) -> Tensor:
+    """What training minimises: the sum of the tasks' losses, each times the weight of its task."""
+    return torch.stack([task.weight * losses[task.name] for task in tasks]).sum()
 
 
 def data_order(samples: int, batch: int, steps: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -86,7 +91,7 @@ class Run:
 
     Attributes:
         model: In training.
-        tasks: Whose losses are summed.
+        tasks: Whose losses are minimised.
         made: The optimiser.
         step: Steps done.
         curves: What the losses were.
@@ -129,7 +134,7 @@ def train(
     advance: Callable[[int], None],
     every: int = 25,
 ) -> None:
-    """Train up to step `until` of a schedule over `steps`, on the sum of the tasks' losses.
+    """Train up to step `until` of a schedule over `steps`, on the weighted sum of the tasks' losses.
 
     Args:
         run: Changed in place.
@@ -151,7 +156,7 @@ def train(
         for group in run.made.param_groups:
             group["lr"] = recipe.learning_rate * group["rate"] * schedule(run.step, steps, recipe.warmup)
         losses = task_losses(run.model, split.batch(rows), run.tasks)
-        torch.stack(list(losses.values())).sum().backward()
+        weighted_sum(losses, run.tasks).backward()
         run.made.step()
         run.made.zero_grad(set_to_none=True)
         run.step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,15 +15,16 @@ from dtme.bench.scenes.rendering import VERSION, Scenes, render
 from dtme.bench.suite import Split, Suite, Task
 
 SPLITS = ("pretrain", "train", "test")
+COUNTS = {"pretrain": 2000, "train": 1000, "test": 400}
 _PORTION = 32  # scenes rendered between two reports of progress
 
 
 def suite(
     *,
     size: int = 64,
-    pretrain: int = 2000,
-    train: int = 1000,
-    test: int = 400,
+    pretrain: int = COUNTS["pretrain"],
+    train: int = COUNTS["train"],
+    test: int = COUNTS["test"],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Suite:
@@ -38,13 +40,35 @@ def suite(
     """
     counts = (pretrain, train, test)
     splits, done = [], 0
-    for index, count in enumerate(counts):
+    for split, count in zip(SPLITS, counts, strict=True):
         advance = None if progress is None else _offset(progress, done, sum(counts))
-        splits.append(_split(len(SPLITS) * seed + index, count, size, advance))
+        splits.append(render_split(split, count, size=size, seed=seed, progress=advance))
         done += count
         if progress is not None:
             progress(done, sum(counts))
     return Suite("scenes", _tasks(), *splits)
+
+
+def render_split(
+    split: Literal["pretrain", "train", "test"],
+    count: int,
+    *,
+    size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Split:
+    """One split of the benchmark, from the cache where it has been rendered before.
+
+    Args:
+        split: Which one.
+        count: How many scenes.
+        size: Height and width of the images, in pixels.
+        seed: As in `suite`.
+        progress: Called with the number of scenes made so far.
+    """
+    own_seed = len(SPLITS) * seed + SPLITS.index(split)
+    tensors = cached(f"scenes/v{VERSION}-seed{own_seed}-{count}x{size}", lambda: _make(own_seed, count, size, progress))
+    return Split(tensors.pop("image"), tensors)
 
 
 def _tasks() -> tuple[Task, ...]:
@@ -54,14 +78,9 @@ def _tasks() -> tuple[Task, ...]:
     return (
         Task("semseg", classes, segmentation_loss, lambda: MeanIoU(classes), "mIoU", "labels"),
         Task("depth", 1, depth_loss, DepthRMSE, "RMSE (m)", "depth"),
-        Task("normals", 3, normals_loss, MeanAngularError, "mErr (°)", "normals"),
-        Task("edges", 1, balanced_edge_loss, OptimalDatasetF, "odsF", "edges"),
+        Task("normals", 3, normals_loss, MeanAngularError, "mErr (°)", "normals", 10.0),
+        Task("edges", 1, balanced_edge_loss, OptimalDatasetF, "odsF", "edges", 50.0),
     )
-
-
-def _split(seed: int, count: int, size: int, advance: Callable[[int], None] | None) -> Split:
-    tensors = cached(f"scenes/v{VERSION}-seed{seed}-{count}x{size}", lambda: _make(seed, count, size, advance))
-    return Split(tensors.pop("image"), tensors)
 
 
 def _make(seed: int, count: int, size: int, advance: Callable[[int], None] | None) -> dict[str, Tensor]:
