@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +81,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     packing = packing_modules(model)
     for module in packing.values():
         module.use_nested_tensor = False
+    _forget_compiled()
     object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), tuple(packing), handles))
     return model
 
@@ -104,6 +106,7 @@ def remove(model: nn.Module) -> nn.Module:
         encoder: Any = owner.get_submodule(name)
         encoder.use_nested_tensor = True
     del owner._dtme
+    _forget_compiled()
     return model
 
 
@@ -138,6 +141,12 @@ def find_applied(model: nn.Module) -> tuple[nn.Module, Applied]:
         if isinstance(applied, Applied):
             return module, applied
     raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
+
+
+def _forget_compiled() -> None:
+    """Code that was compiled takes no notice of hooks that come or go later; it is compiled again when next called."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _device_of(block: nn.Module) -> torch.device:

@@ -17,6 +17,7 @@ class Recipe:
         attention_heads: Heads of each block's attention.
         head_width: Channels inside a task's head.
         batch: Images a step.
+        images: Scenes rendered to pretrain, to train and to measure on; a suite of real images has as many as it has.
         pretrain_steps: Steps of the shared trunk on the pretraining split, all tasks together.
         steps: Steps of every row.
         expand_at: Step at which conflicts are measured and the plan is applied.
@@ -36,6 +37,7 @@ class Recipe:
     attention_heads: int = 4
     head_width: int = 32
     batch: int = 16
+    images: tuple[int, int, int] = (2000, 1000, 400)
     pretrain_steps: int = 1200
     steps: int = 700
     expand_at: int = 70

@@ -8,7 +8,6 @@ optimiser's state and its place in the schedule.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +67,8 @@ class Bench:
             return nuclei.suite(self.data, size=self.recipe.size, progress=report)
         from dtme.bench import scenes
 
-        return scenes.suite(size=self.recipe.size, progress=report)
+        pretrain, train, test = self.recipe.images
+        return scenes.suite(size=self.recipe.size, pretrain=pretrain, train=train, test=test, progress=report)
 
     def settings(self) -> dict[str, Any]:
         """What a finished row must have been made with to be used again."""
@@ -102,7 +102,8 @@ def _data_jobs(bench: Bench) -> list[Job]:
     """Scenes are rendered by as many processes as there are splits; an archive is read by one."""
     if bench.suite == "nuclei":
         return [Job("nuclei", read, (bench,))]
-    return [Job(f"scenes, {split}", render, (bench, split)) for split in ("pretrain", "train", "test")]
+    splits = zip(("pretrain", "train", "test"), bench.recipe.images, strict=True)
+    return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits]
 
 
 def read(bench: Bench, report: Report) -> None:
@@ -111,11 +112,10 @@ def read(bench: Bench, report: Report) -> None:
     _finish(bench, bench.suite, {})
 
 
-def render(bench: Bench, split: Literal["pretrain", "train", "test"], report: Report) -> None:
+def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int, report: Report) -> None:
     """Render one split of the scenes, once."""
     from dtme.bench import scenes
 
-    count = scenes.COUNTS[split]
     scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
     _finish(bench, f"scenes, {split}", {})
 
@@ -131,7 +131,6 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
     recipe = bench.recipe
 
     def made() -> dict[str, Tensor]:
-        torch.set_num_threads(os.cpu_count() or 1)  # nothing else can run before the trunk is there
         suite = bench.load()
         model = build(suite.tasks, recipe, PRETRAINING)
         run = Run(model, suite.tasks, optimiser(model, recipe))
@@ -145,7 +144,6 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
             until=steps,
             advance=lambda step: report(step, steps),
         )
-        torch.set_num_threads(1)
         return model.trunk.state_dict()
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}

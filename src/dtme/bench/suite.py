@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from dtme._shapes import Float, Int, Shaped
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-Kind = Literal["labels", "depth", "normals", "edges", "signed"]
+    from dtme.viz.samples import Kind
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,11 @@ def train(
         for group in run.made.param_groups:
             group["lr"] = recipe.learning_rate * group["rate"] * schedule(run.step, steps, recipe.warmup)
         losses = task_losses(run.model, split.batch(rows), run.tasks)
+        for task, loss in losses.items():  # before the update, so that a later look finds the weights still sound
+            if not bool(loss.isfinite()):
+                raise FloatingPointError(
+                    f"the loss of task {task!r} is {loss.item()} at step {run.step + 1}: lower the learning rate."
+                )
         weighted_sum(losses, run.tasks).backward()
         run.made.step()
         run.made.zero_grad(set_to_none=True)
@@ -165,10 +170,6 @@ def train(
         if run.step % every == 0 or run.step == until:
             for task, total in sums.items():
                 mean = float(total) / ((run.step - 1) % every + 1)
-                if not math.isfinite(mean):
-                    raise FloatingPointError(
-                        f"the loss of task {task!r} is {mean} at step {run.step}: lower the learning rate."
-                    )
                 run.curves.setdefault(task, []).append([run.step, mean])
             sums = {}
             advance(run.step)

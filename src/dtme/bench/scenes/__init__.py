@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from dtme.bench.scenes.furniture import Label
 from dtme.bench.scenes.rendering import Scenes, render
-from dtme.bench.scenes.suite import COUNTS, render_split, suite
+from dtme.bench.scenes.suite import render_split, suite
 
-__all__ = ["COUNTS", "Label", "Scenes", "render", "render_split", "suite"]
+__all__ = ["Label", "Scenes", "render", "render_split", "suite"]

@@ -15,16 +15,15 @@ from dtme.bench.scenes.rendering import VERSION, Scenes, render
 from dtme.bench.suite import Split, Suite, Task
 
 SPLITS = ("pretrain", "train", "test")
-COUNTS = {"pretrain": 2000, "train": 1000, "test": 400}
 _PORTION = 32  # scenes rendered between two reports of progress
 
 
 def suite(
     *,
     size: int = 64,
-    pretrain: int = COUNTS["pretrain"],
-    train: int = COUNTS["train"],
-    test: int = COUNTS["test"],
+    pretrain: int = 2000,
+    train: int = 1000,
+    test: int = 400,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Suite:

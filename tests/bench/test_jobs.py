@@ -1,0 +1,89 @@
+"""Jobs: order, side by side, errors, interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dtme.bench.jobs import Job, run
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.updates: list[tuple[str, int, int]] = []
+
+    def update(self, name: str, done: int, total: int) -> None:
+        self.updates.append((name, done, total))
+
+
+def note(folder: str, name: str, report) -> None:
+    report(1, 2)
+    Path(folder, name).write_text(str(time.monotonic_ns()))
+
+
+def fail(report) -> None:
+    raise ValueError("the job's own words")
+
+
+def wait(folder: str, report) -> None:
+    Path(folder, "waiting").touch()
+    time.sleep(60)
+
+
+def test_jobs_run_after_those_they_wait_for_and_report(tmp_path: Path):
+    seen = Seen()
+    jobs = [
+        Job("last", note, (str(tmp_path), "last"), after=("first", "second")),
+        Job("first", note, (str(tmp_path), "first")),
+        Job("second", note, (str(tmp_path), "second")),
+    ]
+    run(jobs, seen, workers=2)
+    ended = {name: int((tmp_path / name).read_text()) for name in ("first", "second", "last")}
+    assert ended["last"] > max(ended["first"], ended["second"])
+    assert ("first", 1, 2) in seen.updates
+    assert [name for name, done, total in seen.updates if done == total == 1][-1] == "last"
+
+
+def test_the_first_error_stops_all_and_is_raised(tmp_path: Path):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="own words"):
+        run([Job("fails", fail), Job("waits", wait, (str(tmp_path),))], Seen(), workers=2)
+    assert time.monotonic() - began < 40
+
+
+def test_no_jobs_need_no_processes():
+    run([], Seen())
+
+
+def test_unknown_and_circular_waits_are_errors():
+    with pytest.raises(ValueError, match="none of them"):
+        run([Job("a", fail, after=("b",))], Seen())
+    with pytest.raises(ValueError, match="wait for each other"):
+        run([Job("a", fail, after=("b",)), Job("b", fail, after=("a",))], Seen())
+
+
+def test_interruption_ends_the_workers(tmp_path: Path):
+    code = (
+        "from dtme.bench.jobs import Job, run\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_jobs import Seen, wait\n"
+        "if __name__ == '__main__': run([Job('waits', wait, (sys.argv[2],))], Seen(), workers=1)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, script, Path(__file__).parent, tmp_path],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    while not (tmp_path / "waiting").exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGINT)
+    _, errors = parent.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in errors
+    assert parent.returncode != 0

@@ -1,0 +1,156 @@
+"""The training loop: what is paired is paired, what branches off goes on exactly, what a plan adds is trained apart."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+import dtme
+from dtme.bench.model import build
+from dtme.bench.recipe import Recipe
+from dtme.bench.suite import Split, Task
+from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, schedule, train, weighted_sum
+
+RECIPE = Recipe(size=16, width=16, depth=2, attention_heads=2, head_width=8, batch=4, steps=12, expand_at=4, warmup=2)
+
+
+def squared(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction - target.float()).square().mean()
+
+
+def make_tasks():
+    from torchmetrics import MeanSquaredError
+
+    names = ("bright", "dark")
+    return tuple(
+        Task(name, 1, squared, MeanSquaredError, "MSE", "signed", weight)
+        for name, weight in zip(names, (1.0, 3.0), strict=True)
+    )
+
+
+@pytest.fixture
+def split() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (18, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    bright = images.float().mean(1, keepdim=True) / 255
+    return Split(images, {"bright": bright, "dark": 1 - bright})
+
+
+def fresh(seed: int = 0) -> Run:
+    tasks = make_tasks()
+    model = build(tasks, RECIPE, seed)
+    return Run(model, tasks, optimiser(model, RECIPE))
+
+
+def go(run: Run, split: Split, until: int) -> None:
+    train(run, split, RECIPE, seed=5, steps=RECIPE.steps, until=until, advance=lambda step: None, every=3)
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def test_the_same_seed_trains_the_same_model_and_losses_fall(split: Split):
+    one, two = fresh(), fresh()
+    go(one, split, RECIPE.steps)
+    go(two, split, RECIPE.steps)
+    assert all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
+    assert one.curves == two.curves
+    for points in one.curves.values():
+        assert [step for step, _ in points] == [3, 6, 9, 12]
+        assert points[-1][1] < points[0][1]
+
+
+def test_a_run_that_branches_off_goes_on_exactly(split: Split, tmp_path):
+    whole, first = fresh(), fresh()
+    go(whole, split, RECIPE.steps)
+    go(first, split, 5)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second = fresh(seed=9)
+    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    go(second, split, RECIPE.steps)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(second.model.state_dict()[name], tensor, rtol=0, atol=0)
+    assert {t: [s for s, _ in p] for t, p in second.curves.items()}["bright"] == [3, 5, 6, 9, 12]
+
+
+def test_heads_start_the_same_in_every_row():
+    tasks = make_tasks()
+    both, alone = build(tasks, RECIPE, 3), build(tasks[1:], RECIPE, 3)
+    for mine, other in zip(both.heads["dark"].parameters(), alone.heads["dark"].parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert all(torch.equal(a, b) for a, b in zip(both.trunk.parameters(), alone.trunk.parameters(), strict=True))
+    assert not torch.equal(both.heads["dark"][0].weight, build(tasks, RECIPE, 4).heads["dark"][0].weight)
+
+
+def test_expansion_carries_the_optimiser_on_and_gives_new_parameters_a_group(split: Split):
+    run = fresh()
+    go(run, split, RECIPE.expand_at)
+    state = copy.deepcopy(run.made.state_dict()["state"])
+    plan = dtme.Plan(("bright", "dark"), {"trunk.blocks.1": ("bright", "dark")}, {"trunk.blocks.1": ("dark",)})
+    dtme.apply(run.model, plan)
+    add_inserts(run.made, run.model, RECIPE)
+    new = run.made.param_groups[-1]
+    assert new["weight_decay"] == 0
+    assert {id(p) for p in new["params"]} == {id(p) for _, p in dtme.added_parameters(run.model)}
+    kept = run.made.state_dict()["state"]
+    assert all(torch.equal(state[key]["exp_avg"], kept[key]["exp_avg"]) for key in state)
+    before = {name: p.detach().clone() for name, p in dtme.added_parameters(run.model)}
+    go(run, split, RECIPE.steps)
+    assert new["lr"] == pytest.approx(RECIPE.insert_rate * run.made.param_groups[0]["lr"])
+    assert all(not torch.equal(before[name], p) for name, p in dtme.added_parameters(run.model))
+
+
+def test_an_expanded_model_is_given_the_same_groups_at_once():
+    run = fresh()
+    dtme.apply(run.model, dtme.Plan(("bright", "dark"), {"trunk.blocks.0": ("bright", "dark")}))
+    made = optimiser(run.model, RECIPE)
+    grouped = [id(p) for group in made.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in run.model.parameters())
+    assert made.param_groups[-1]["rate"] == RECIPE.insert_rate
+
+
+def test_decay_is_on_matrices_only():
+    run = fresh()
+    named = {id(p): name for name, p in run.model.named_parameters()}
+    decayed = {named[id(p)] for group in run.made.param_groups if group["weight_decay"] for p in group["params"]}
+    assert "trunk.blocks.0.attn.qkv.weight" in decayed
+    assert not any(name.endswith("bias") or "norm" in name or "cls_token" in name for name in decayed)
+
+
+def test_the_sum_is_weighted():
+    losses = {"bright": torch.tensor(2.0), "dark": torch.tensor(0.5)}
+    assert float(weighted_sum(losses, make_tasks())) == 2.0 + 3 * 0.5
+
+
+def test_every_epoch_sees_each_sample_once():
+    rows = torch.stack(list(data_order(12, 4, 6, seed=0)))
+    assert sorted(rows[:3].flatten().tolist()) == sorted(rows[3:].flatten().tolist()) == list(range(12))
+    assert rows[:3].tolist() != rows[3:].tolist()
+    with pytest.raises(ValueError, match="holds only 3 samples"):
+        next(data_order(3, 4, 1, seed=0))
+
+
+def test_the_schedule_rises_and_falls():
+    rates = [schedule(step, 20, 5) for step in range(20)]
+    assert rates[:5] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert all(a > b for a, b in pairwise(rates[5:]))
+    assert rates[-1] > 0
+
+
+def test_a_loss_that_is_not_finite_names_task_and_step(split: Split):
+    run = fresh()
+    split.targets["dark"][:] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"'dark' is nan at step 1"):
+        go(run, split, RECIPE.steps)
+
+
+def test_evaluation_covers_an_odd_last_batch(split: Split):
+    run = fresh()
+    figures = evaluate(run.model, split, run.tasks, batch=7)
+    whole = run.model.eval()(split.batch(slice(None))["image"])
+    assert figures["bright"] == pytest.approx(
+        (whole["bright"] - split.targets["bright"]).square().mean().item(), rel=1e-5
+    )
