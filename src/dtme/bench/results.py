@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from dtme.bench.cost import Cost, costs
 from dtme.bench.jobs import Report
 from dtme.bench.model import build
 from dtme.bench.rows import Bench, Method, figures, plan_of_method, trained
-from dtme.bench.suite import Kind, Suite
+from dtme.bench.suite import Suite
 from dtme.bench.training import Run, optimiser, predictions
 from dtme.metrics import delta_m, relative_gain
 from dtme.report import ConflictReport
+
+if TYPE_CHECKING:
+    from dtme.viz.samples import Kind
 
 FORMAT = "dtme.results"
 

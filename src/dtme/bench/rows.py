@@ -72,7 +72,10 @@ class Bench:
 
     def settings(self) -> dict[str, Any]:
         """What a finished row must have been made with to be used again."""
-        return {"suite": self.suite, "seed": self.seed, "recipe": asdict(self.recipe)}
+        recipe = {
+            name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()
+        }  # as JSON has it
+        return {"suite": self.suite, "seed": self.seed, "recipe": recipe}
 
 
 def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:

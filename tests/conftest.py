@@ -1,0 +1,25 @@
+"""Shapes are checked while the tests run, numbers are drawn from fixed seeds, and one core does the work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+PURE = ("token_space", "conflict", "rates")
+"""Modulation is left out: it is compiled and exported, and a check of its shapes cannot be traced."""
+METRICS = ("depth_rmse", "f_measure", "gain", "matching", "mean_angular_error", "optimal_dataset_f", "thinning")
+"""Those whose arguments are tensors; where an option is refused in words, the words are tested and not its type."""
+
+install_import_hook(
+    [*(f"dtme.{name}" for name in PURE), *(f"dtme.metrics.{name}" for name in METRICS)], "beartype.beartype"
+).__enter__()
+torch.set_num_threads(1)  # tensors this small wait for a second thread far longer than they compute
+settings.register_profile("dtme", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("dtme")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,55 @@
+"""Which arguments of a block follow the tokens into their streams."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dtme.arguments import argument_names, change_rows, has_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "samples", "length", "follows"),
+    [
+        ("src_mask", (5, 5), 2, 5, False),
+        ("src_mask", (5, 5), 5, 5, False),
+        ("src_key_padding_mask", (5, 5), 5, 5, True),
+        ("attention_mask", (5, 5), 5, 5, True),
+        ("src_key_padding_mask", (2, 5), 2, 5, True),
+        ("src_mask", (2, 5, 5), 2, 5, True),
+        ("src_mask", (6, 5, 5), 2, 5, True),  # a row per head
+        ("src_mask", (1, 5, 5), 2, 5, False),  # broadcast
+        ("src_mask", (3, 5, 5), 1, 5, True),
+        ("shared_rel_pos_bias", (6, 5, 5), 2, 5, False),
+        ("mask", (2, 1, 1, 5), 2, 5, True),
+        ("mask", (1, 1, 5, 5), 2, 5, False),
+        ("rope", (5, 8), 5, 5, False),
+        ("rope", (5, 8), 2, 5, False),
+        ("condition", (5, 8), 5, 5, True),
+        ("condition", (2, 8), 2, 5, True),
+        ("lengths", (2,), 2, 5, True),
+        ("scale", (), 2, 5, False),
+        ("condition", (2, 8), 2, None, True),
+    ],
+)
+def test_rows_are_told_by_rule(name: str, shape: tuple[int, ...], samples: int, length: int | None, follows: bool):
+    assert has_rows(name, torch.zeros(shape), samples, length) is follows
+
+
+def test_only_arguments_with_rows_are_changed():
+    tokens, table, padding = torch.zeros(2, 3, 4), torch.zeros(3, 3), torch.zeros(2, 3, dtype=torch.bool)
+    nested = {"per_sample": torch.ones(2), "shared": torch.ones(7), "text": "kept"}
+    call = (tokens, table), {"src_key_padding_mask": padding, "extra": nested, "is_causal": False}
+    names = argument_names(nn.TransformerEncoderLayer(4, 2))
+    assert names[:2] == ("src", "src_mask")
+    args, kwargs = change_rows(call, names, 2, 3, lambda tensor: tensor.repeat(2, *[1] * (tensor.ndim - 1)), 0)
+    assert args[0] is tokens
+    assert args[1] is table
+    assert kwargs["src_key_padding_mask"].shape == (4, 3)
+    assert {key: getattr(value, "shape", value) for key, value in kwargs["extra"].items()} == {
+        "per_sample": (4,),
+        "shared": (7,),
+        "text": "kept",
+    }
+    assert kwargs["is_causal"] is False

@@ -1,0 +1,192 @@
+"""Rates, their errors, and when to stop, against sums and draws written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dtme._shapes import Float, Int
+from dtme.conflict import Conflicts, token_conflicts
+from dtme.rates import TIE, BlockScores, RateSums, Reservoir, confidence_sequence, disjoint_rate, normal_quantile
+from dtme.token_space import TokenSpace, token_space
+
+SAMPLES, K = 12, 3
+
+
+def drawn_conflicts() -> Conflicts:
+    counted = torch.randint(0, 6, (SAMPLES, K, K))
+    counted = (counted + counted.mT) * (1 - torch.eye(K, dtype=torch.long))
+    parts = [torch.minimum(torch.randint(0, 11, (SAMPLES, K, K)), counted) for _ in range(2)]
+    return Conflicts(counted, *(part.triu(1) + part.triu(1).mT for part in parts))
+
+
+def rows(conflicts: Conflicts, which: slice) -> Conflicts:
+    return Conflicts(conflicts.counted[which], conflicts.in_range[which], conflicts.in_null[which])
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 7), (1,) * 12])
+def test_sums_over_batches_are_the_formulas(sizes: tuple[int, ...]):
+    conflicts, sums, start = drawn_conflicts(), RateSums(K), 0
+    for size in sizes:
+        sums.add(rows(conflicts, slice(start, start + size)), [0, 1, 2], torch.full((size,), 10))
+        start += size
+    for space, inside in enumerate([conflicts.in_range, conflicts.in_null]):
+        for i in range(K):
+            for j in range(K):
+                n, c = conflicts.counted[:, i, j].double(), inside[:, i, j].double()
+                if i == j:
+                    assert sums.rates()[space, i, j] == sums.errors()[space, i, j] == 0
+                    continue
+                rate, units = c.sum() / n.sum(), int((n > 0).sum())
+                error = (units / (units - 1) * (c - rate * n).square().sum()).sqrt() / n.sum()
+                assert sums.rates()[space, i, j].item() == pytest.approx(rate.item(), abs=1e-12)
+                assert sums.errors()[space, i, j].item() == pytest.approx(error.item(), abs=1e-12)
+    left_out = 1 - conflicts.counted.sum().item() / (SAMPLES * 10 * K * (K - 1))
+    assert sums.zero_share() == pytest.approx(left_out, abs=1e-12)
+
+
+def test_tasks_present_in_a_batch_are_counted_in_their_places():
+    conflicts, sums = drawn_conflicts(), RateSums(4)
+    sums.add(conflicts, [3, 0, 1], torch.full((SAMPLES,), 10))
+    assert sums.counted[3, 1] == conflicts.counted[:, 0, 2].sum()
+    assert not sums.counted[2].any()
+    assert not sums.rates()[:, 2].any()
+
+
+def test_one_sample_has_no_finite_error_and_nothing_counted_no_share():
+    assert RateSums(2).zero_share() == 0
+    one = torch.tensor([[[0, 3], [3, 0]]])
+    sums = RateSums(2)
+    sums.add(Conflicts(one, one, 0 * one), [0, 1], torch.tensor([3]))
+    assert sums.errors()[0, 0, 1] == math.inf
+    assert sums.rates()[:, 0, 1].tolist() == [1, 0]
+    assert sums.zero_share() == 0
+
+
+def test_intervals_hold_the_true_rate_as_often_as_they_say():
+    """Tokens of one sample conflict together with a probability of the sample's own; 400 analyses of 40 samples."""
+    held, level = 0, 0.9
+    for _ in range(400):
+        own = torch.rand(40)
+        conflicting = torch.binomial(torch.full((40,), 6.0), own).long()
+        pair = torch.tensor([[0, 1], [1, 0]])
+        sums = RateSums(2)
+        counts = Conflicts(6 * pair.expand(40, 2, 2), conflicting.view(-1, 1, 1) * pair, 0 * pair.expand(40, 2, 2))
+        sums.add(counts, [0, 1], torch.full((40,), 6))
+        halfwidth = normal_quantile(level) * sums.errors()[0, 0, 1]
+        held += bool((sums.rates()[0, 0, 1] - 0.5).abs() <= halfwidth)
+    assert 0.86 <= held / 400 <= 0.94
+
+
+def space_of(p: int = 5) -> TokenSpace:
+    return token_space(torch.cov(torch.randn(p, 40, dtype=torch.float64)) + 3 * torch.ones(p, p).double(), 10.0)
+
+
+@pytest.mark.parametrize(("m", "n"), [(7, 4), (1, 5), (3, 1)])
+def test_the_disjoint_rate_is_a_double_loop(m: int, n: int):
+    space, one, two = space_of(), torch.randn(m, 5, dtype=torch.float64), torch.randn(n, 5, dtype=torch.float64)
+    if m > 1:
+        one[1] = 0  # left out
+    rates, errors = disjoint_rate(one, two, space)
+    for place, basis in enumerate([space.range_basis, space.null_basis]):
+        signs = [[float((h @ basis) @ (g @ basis) <= 0) for g in two] for h in one if h.any()]
+        table = torch.tensor(signs, dtype=torch.float64)
+        assert rates[place].item() == pytest.approx(table.mean().item(), abs=1e-12)
+        if min(table.shape) > 1:
+            variance = table.mean(1).var() / len(table) + table.mean(0).var() / table.shape[1]
+            assert errors[place].item() == pytest.approx(variance.sqrt().item(), abs=1e-12)
+        else:
+            assert errors[place] == math.inf
+
+
+def test_the_disjoint_rate_of_nothing_is_unknown():
+    rates, errors = disjoint_rate(torch.zeros(2, 5), torch.randn(3, 5), space_of())
+    assert rates.tolist() == [0, 0]
+    assert errors.tolist() == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_size_of_a_gradient_changes_no_conflict(scale: float):
+    space, gradients = space_of(), torch.randn(4, 6, K, 5)
+    plain, scaled = token_conflicts(gradients, space), token_conflicts(gradients * scale, space)
+    for name in ("counted", "in_range", "in_null"):
+        assert torch.equal(getattr(plain, name), getattr(scaled, name))
+
+
+def test_a_reservoir_keeps_each_with_the_same_chance():
+    generator, kept = torch.Generator().manual_seed(0), torch.zeros(20)
+    for _ in range(1500):
+        reservoir = Reservoir(5)
+        for batch in torch.arange(20.0).view(-1, 1).split([3, 9, 8]):
+            reservoir.add(batch, generator)
+        found = reservoir.rows()
+        assert found is not None
+        assert found.shape == (5, 1)
+        assert len(found.unique()) == 5
+        kept[found.flatten().long()] += 1
+    spread = math.sqrt(1500 * 0.25 * 0.75)
+    assert bool(((kept - 1500 * 0.25).abs() < 4 * spread).all())
+
+
+def test_a_reservoir_that_is_not_full_keeps_all_and_owns_its_rows():
+    reservoir, batch = Reservoir(5), torch.arange(6.0).view(3, 2)
+    assert reservoir.rows() is None
+    reservoir.add(batch, torch.Generator())
+    batch.zero_()
+    assert torch.equal(reservoir.rows(), torch.arange(6.0).view(3, 2))
+
+
+def paired_scores(samples: int, means: Float[Tensor, " d"], generator: torch.Generator) -> Float[Tensor, "s d"]:
+    """Scores whose blocks share most of a sample's noise, as blocks of one model do."""
+    shared = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
+    own = torch.randn(samples, len(means), generator=generator, dtype=torch.float64)
+    return means + 0.15 * shared + 0.1 * own
+
+
+def stops(means: list[float], seed: int, level: float = 0.8) -> Int[Tensor, " chosen"] | None:
+    """The two blocks chosen when a measurement, asked after every 8 samples, calls itself settled."""
+    generator, scores = torch.Generator().manual_seed(seed), BlockScores(len(means))
+    for _ in range(50):
+        scores.add(paired_scores(8, torch.tensor(means, dtype=torch.float64), generator))
+        if not bool(scores.undecided(2, level).any()):
+            return scores.sum.argsort(descending=True)[:2]
+    return None
+
+
+def test_a_measurement_seldom_stops_at_a_wrong_choice():
+    """Wrong: a block left out is truly better than one chosen by more than a tie. Level 0.8, so at most 1 in 5."""
+    means = [0.5, 0.47, 0.47 - 2 * TIE, 0.4]
+    outcomes = [stops(means, seed) for seed in range(150)]
+    wrong = [chosen for chosen in outcomes if chosen is not None and set(chosen.tolist()) != {0, 1}]
+    assert len(wrong) / len(outcomes) <= 0.2
+    assert sum(chosen is not None for chosen in outcomes) > 100  # and it does stop
+
+
+def test_a_clear_choice_stops_early_and_an_unclear_one_goes_on():
+    assert all(stops([0.6, 0.6, 0.3, 0.3], seed) is not None for seed in range(10))
+    scores = BlockScores(3)
+    scores.add(torch.full((15, 3), 0.5))
+    assert scores.undecided(1, 0.9).all()  # too few samples to say
+    assert not scores.undecided(3, 0.9).any()  # all are chosen
+    scores.add(torch.tensor([[float("nan"), 0.5, 0.5]]).expand(9, 3))
+    assert scores.samples == 15
+    scores.add(torch.full((1, 3), 0.5))
+    assert not scores.undecided(1, 0.9).any()  # exact ties are settled
+
+
+def test_only_blocks_at_the_cut_are_open():
+    scores = BlockScores(4)
+    scores.add(paired_scores(40, torch.tensor([0.9, 0.5, 0.49, 0.1]).double(), torch.Generator().manual_seed(0)))
+    assert scores.undecided(2, 0.9).tolist() == [False, True, True, False]
+
+
+def test_the_confidence_sequence_narrows_and_is_wider_than_an_interval_at_one_look():
+    widths = [confidence_sequence(n, 0.05) for n in (16, 64, 256, 1024)]
+    assert widths == sorted(widths, reverse=True)
+    assert all(
+        width > normal_quantile(0.95) / math.sqrt(n) for width, n in zip(widths, (16, 64, 256, 1024), strict=True)
+    )
+    assert confidence_sequence(64, 0.01) > confidence_sequence(64, 0.05)

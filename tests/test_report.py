@@ -1,0 +1,201 @@
+"""Reports: kept in files, printed, and turned into plans."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import dtme
+from dtme._shapes import Float
+
+TASKS = ("a", "b", "c")
+
+
+def report_of(
+    range_rate: Float[Tensor, "d k k"], null_rate: Float[Tensor, "d k k"], **fields: Any
+) -> dtme.ConflictReport:
+    depth, tasks = range_rate.shape[:2]
+    halfwidth = torch.full_like(range_rate, 0.05) * (1 - torch.eye(tasks, dtype=range_rate.dtype))
+    given = {
+        "tasks": TASKS[:tasks],
+        "blocks": tuple(f"blocks.{d}" for d in range(depth)),
+        "widths": (8,) * depth,
+        "range_rank": (3,) * depth,
+        "range_rate": range_rate,
+        "null_rate": null_rate,
+        "range_halfwidth": halfwidth,
+        "null_halfwidth": halfwidth.clone(),
+        "samples": 9,
+        "pairing": tuple(tuple("" if i == j else "shared" for j in range(tasks)) for i in range(tasks)),
+        "zero_share": (0.25,) * depth,
+        "variance_ratio": 100.0,
+        "level": 0.95,
+    }
+    return dtme.ConflictReport(**{**given, **fields})
+
+
+def rates(scores: list[float], tasks: int = 3) -> Float[Tensor, "d k k"]:
+    """The same rate for every pair of a block."""
+    off = 1 - torch.eye(tasks, dtype=torch.float64)
+    return torch.tensor(scores, dtype=torch.float64).view(-1, 1, 1) * off
+
+
+@pytest.fixture
+def report() -> dtme.ConflictReport:
+    return report_of(rates([0.1, 0.4, 0.2, 0.3, 0.25]), rates([0.5, 0.1, 0.2, 0.3, 0.4]))
+
+
+def assert_same(one: dtme.ConflictReport, other: dtme.ConflictReport) -> None:
+    for field in dataclasses.fields(one):
+        first, second = getattr(one, field.name), getattr(other, field.name)
+        assert torch.equal(first, second) if isinstance(first, Tensor) else first == second, field.name
+
+
+def test_a_file_keeps_a_report(report: dtme.ConflictReport, tmp_path: Path):
+    infinite = report.range_halfwidth.clone()
+    infinite[0, 0, 1] = infinite[0, 1, 0] = math.inf
+    kept = dataclasses.replace(report, range_halfwidth=infinite, undecided=("blocks.1",))
+    kept.save(tmp_path / "report.json")
+    assert_same(kept, dtme.ConflictReport.load(tmp_path / "report.json"))
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # strict JSON: no Infinity, no NaN
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.pop("blocks"), "missing or malformed .*'blocks'"),
+        (lambda data: data.update(range_rate="high"), "missing or malformed"),
+        (lambda data: data.update(null_rate=[[0.0]]), r"null_rate has shape \(1, 1\), expected \(5, 3, 3\)"),
+        (lambda data: data.update(format="dtme.plan"), "holds 'dtme.plan', expected the format 'dtme.report'"),
+        (lambda data: data.update(version="1"), "has version '1'"),
+    ],
+)
+def test_a_malformed_file_is_refused(report: dtme.ConflictReport, tmp_path: Path, change: Any, says: str):
+    path = tmp_path / "report.json"
+    report.save(path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=says) as caught:
+        dtme.ConflictReport.load(path)
+    assert "report.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": "dtme.rep', b"\xff\xfe\x00"])
+def test_a_corrupt_file_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"report\.json is (not readable JSON|no text file)"):
+        dtme.ConflictReport.load(tmp_path / "report.json")
+
+
+def test_the_table_names_blocks_ranks_scores_and_the_fiercest_pair(report: dtme.ConflictReport):
+    rate = report.range_rate.clone()
+    rate[1, 0, 2] = rate[1, 2, 0] = 0.9
+    lines = str(dataclasses.replace(report, range_rate=rate, undecided=("blocks.3",))).splitlines()
+    assert lines[2].split() == [
+        "blocks.1",
+        "3",
+        "/",
+        "8",
+        "0.567",
+        "±",
+        "0.050",
+        "0.100",
+        "±",
+        "0.050",
+        "a",
+        "×",
+        "c",
+        "0.900",
+    ]
+    assert len(lines) == 1 + 5 + 1 + 2
+    assert "3 tasks (a, b, c), 9 samples, variance ratio 100, half-widths at 95%." in lines[-2]
+    assert lines[-1] == "Not settled by these samples: blocks.3."
+    disjoint = dataclasses.replace(
+        report, pairing=(("", "disjoint", "shared"), ("disjoint", "", "shared"), ("", "", ""))
+    )
+    assert "some pairs share no input" in str(disjoint)
+
+
+SELECTIONS = {
+    "conflict": (["blocks.1", "blocks.3", "blocks.4"], ["blocks.0", "blocks.3", "blocks.4"]),
+    "reversed": (["blocks.0", "blocks.2", "blocks.4"], ["blocks.1", "blocks.2", "blocks.3"]),
+    "swapped": (["blocks.0", "blocks.3", "blocks.4"], ["blocks.1", "blocks.3", "blocks.4"]),
+}
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_the_half_of_five_blocks_is_three(report: dtme.ConflictReport, select: Any):
+    plan = report.plan(select=select)
+    assert (list(plan.modulate), list(plan.expand)) == SELECTIONS[select]
+    assert set(plan.modulate.values()) | set(plan.expand.values()) == {TASKS}
+
+
+@given(st.integers(1, 9), st.sampled_from(["conflict", "random", "reversed", "swapped"]), st.floats(0.01, 1.0))
+def test_every_mode_and_fraction_takes_its_share_of_distinct_blocks(depth: int, select: Any, fraction: float):
+    report = report_of(rates(torch.rand(depth).tolist()), rates(torch.rand(depth).tolist()))
+    plan = report.plan(fraction=fraction, select=select)
+    wanted = max(1, min(depth, round(fraction * depth + 1e-9)))
+    for placed in (plan.modulate, plan.expand):
+        assert len(placed) in {wanted, math.floor(fraction * depth + 0.5)}
+        assert list(placed) == [block for block in report.blocks if block in placed]
+
+
+def test_one_block_gets_both():
+    plan = report_of(rates([0.3]), rates([0.2])).plan(fraction=0.01)
+    assert (plan.modulate, plan.expand) == ({"blocks.0": TASKS}, {"blocks.0": TASKS})
+
+
+def test_blocks_that_tie_are_taken_from_the_end():
+    plan = report_of(rates([0.3, 0.3, 0.3, 0.3]), rates([0.1, 0.2, 0.2, 0.1])).plan(fraction=0.25)
+    assert (list(plan.modulate), list(plan.expand)) == (["blocks.3"], ["blocks.2"])
+
+
+def test_random_blocks_follow_the_seed_and_differ_between_the_two(report: dtme.ConflictReport):
+    drawn = [report.plan(select="random", fraction=0.4, seed=seed) for seed in range(20)]
+    assert drawn == [report.plan(select="random", fraction=0.4, seed=seed) for seed in range(20)]
+    assert len({tuple(plan.modulate) for plan in drawn}) > 3
+    assert {block for plan in drawn for block in plan.modulate} == set(report.blocks)
+    assert any(list(plan.modulate) != list(plan.expand) for plan in drawn)
+
+
+def test_the_threshold_leaves_out_tasks_of_no_fierce_pair():
+    fierce = rates([0.1, 0.1])
+    fierce[1, 0, 2] = fierce[1, 2, 0] = 0.6
+    report = report_of(fierce, rates([0.2, 0.2]))
+    plan = report.plan(fraction=1.0, pair_threshold=0.6)
+    assert (plan.modulate, plan.expand) == ({"blocks.1": ("a", "c")}, {})
+    assert report.plan(fraction=1.0, pair_threshold=0.0).modulate == {"blocks.0": TASKS, "blocks.1": TASKS}
+
+
+def test_options_reach_the_plan(report: dtme.ConflictReport):
+    assert report.plan(expansion=False).expand == {}
+    assert report.plan(modulation=False).modulate == {}
+    plan = report.plan(tokens_per_task=3, modulator="batchnorm", adaptation=True)
+    assert (plan.tokens_per_task, plan.modulator, plan.adapt) == (3, "batchnorm", plan.modulate)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fraction": 0}, "fraction=0: give a share"),
+        ({"fraction": 1.01}, "fraction=1.01"),
+        ({"fraction": math.nan}, "fraction=nan"),
+        ({"select": "best"}, "select='best': choose"),
+        ({"modulation": False, "expansion": False}, "the plan would be empty"),
+        ({"tokens_per_task": 0}, "tokens_per_task=0"),
+        ({"modulator": "none"}, "modulator='none'"),
+    ],
+)
+def test_options_out_of_range_are_refused(report: dtme.ConflictReport, options: dict[str, Any], says: str):
+    with pytest.raises(ValueError, match=says):
+        report.plan(**options)
