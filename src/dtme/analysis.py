@@ -95,6 +95,11 @@ def analyze(
                 losses = _losses(model, task_losses, batch, number, caught, tasks)
                 if not losses:
                     continue
+                idle = [name for name in names if name not in caught.entries]
+                if idle:
+                    raise ValueError(
+                        f"block {idle[0]!r} did not run in batch {number}. Leave it out: blocks=[the others]."
+                    )
                 measured.add(_token_gradients(losses, caught, number), caught)
                 del losses
                 caught.clear()

@@ -54,9 +54,10 @@ def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_s
     return mask
 
 
-def is_mask(value: Any, length: int) -> bool:
-    """Whether an argument of a block is a mask over the positions of the sequence."""
-    return isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+def is_mask(name: str, value: Any, length: int) -> bool:
+    """Whether an argument of a block is a mask or bias over the positions of the sequence, by its name and its size."""
+    named = not name or "mask" in name or "bias" in name
+    return named and isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
 
 
 def initial_tokens(tasks: int, count: int, like: Tensor, width: int) -> Float[Tensor, "tasks count p"]:

@@ -184,14 +184,14 @@ class Insert(nn.Module):
         self._appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
 
         def widened(place: int | str, value: Any) -> Any:
-            name = self.argument_names[place] if isinstance(place, int) and place < len(self.argument_names) else place
+            name = place if isinstance(place, str) else "".join(self.argument_names[place : place + 1])
             if place == key:
                 return append(tokens, extra, layout)
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
-            if not is_mask(value, length):
+            if not is_mask(name, value, length):
                 return value
-            by_sample = value.ndim == 2 and has_rows(str(name), value, rows, length)
+            by_sample = value.ndim == 2 and has_rows(name, value, rows, length)
             return extend_mask(value, length, self._appended, true_hides=self.true_hides, by_sample=by_sample)
 
         args, kwargs = call

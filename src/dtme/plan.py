@@ -71,8 +71,8 @@ class Plan:
             raise ValueError(f"{name}={placement!r}: give a mapping from block names to task names.")
         checked = {}
         for block, tasks in placement.items():
-            if isinstance(tasks, str):
-                raise ValueError(f"{name}[{block!r}]={tasks!r}: give a sequence of task names, ({tasks!r},).")
+            if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+                raise ValueError(f"{name}[{block!r}]={tasks!r}: give a sequence of task names, {self.tasks[:1]}.")
             unknown = [task for task in tasks if task not in self.tasks]
             if unknown or len(set(tasks)) < len(tasks):
                 raise ValueError(

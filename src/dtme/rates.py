@@ -64,12 +64,13 @@ class RateSums:
         return self.conflicting / self.counted.clamp_min(1)
 
     def errors(self) -> Float[Tensor, "2 tasks tasks"]:
-        """Standard errors of the rates; infinite with a single sample."""
+        """Standard errors of the rates; infinite where fewer than two samples could be compared, 0 on the diagonal."""
         rates = self.rates()
         residual = self.squares - 2 * rates * self.products + rates.square() * self.squares_counted
         correction = torch.where(self.samples > 1, self.samples / (self.samples - 1).clamp_min(1), math.inf)
         errors = (correction * residual.clamp_min(0)).sqrt() / self.counted.clamp_min(1)
-        return torch.where(self.counted > 0, torch.where(self.samples > 1, errors, math.inf), 0.0)
+        errors = torch.where(self.samples > 1, errors, math.inf)
+        return errors.masked_fill(torch.eye(len(self.samples), dtype=torch.bool), 0.0)
 
     def zero_share(self) -> float:
         """Share of (token, pair) left out because a gradient there is exactly zero."""
