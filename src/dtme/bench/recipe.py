@@ -38,9 +38,9 @@ class Recipe:
     head_width: int = 32
     batch: int = 16
     images: tuple[int, int, int] = (2000, 1000, 400)
-    pretrain_steps: int = 1200
-    steps: int = 700
-    expand_at: int = 70
+    pretrain_steps: int = 800
+    steps: int = 600
+    expand_at: int = 60
     analysis_batches: int = 8
     learning_rate: float = 1e-3
     head_rate: float = 3.0

@@ -61,7 +61,7 @@ def optimiser(model: MultiTaskViT, recipe: Recipe) -> torch.optim.AdamW:
             chosen = [p for p in own if (p.ndim > 1 and p.shape[0] > 1) == decays]
             decay = recipe.weight_decay if decays else 0.0
             groups.append({"params": chosen, "rate": rate, "weight_decay": decay})
-    made = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    made = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     if inserted:
         add_inserts(made, model, recipe)
     return made
