@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dtme.adaptation import linear_layers
 from dtme.blocks import find_blocks, packing_modules, width_of
 from dtme.branches import leaving_modules
-from dtme.insert import Insert, enter, leave
+from dtme.insert import Insert, adapt, enter, layer_key, leave
 from dtme.plan import Plan
 from dtme.routing import Routing, leave_trunk
 
@@ -31,7 +32,7 @@ class Applied:
 
 
 def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | str] | None = None) -> nn.Module:
-    """Insert the modulators and task tokens of a plan into a model, in place.
+    """Insert the modulators, task tokens and low-rank updates of a plan into a model, in place.
 
     The model's classes, its own parameters and their state-dict keys stay as they are; each block from the first insert
     on gets a child module `dtme`. Afterwards `model(x)` computes all tasks in one pass: the trunk once up to the block
@@ -76,6 +77,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         block.dtme = insert.train(block.training).to(_device_of(block))
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(block.register_forward_hook(leave, with_kwargs=True))
+        for layer, linear in linear_layers(block, plan.adapt_layers).items() if insert.adapted else ():
+            handles.append(linear.register_forward_hook(partial(adapt, insert, layer_key(layer))))
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
     packing = packing_modules(model)
@@ -165,8 +168,6 @@ def _blocks_of_plan(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
         raise ValueError(
             f"plan: this model has no block {missing[0]!r}. Its blocks: {', '.join(trunk) or 'none found'}."
         )
-    if plan.adapt:
-        raise ValueError("plan.adapt: low-rank adaptation is not part of this version; apply a plan without it.")
     for name in plan.blocks:
         if isinstance(modules[name], nn.Sequential | nn.ModuleList | nn.ModuleDict):
             kind = type(modules[name]).__name__

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dtme._files import read_json, read_text, write_text, written_whole
-from dtme.apply import apply, find_applied, is_applied
+from dtme.apply import apply, find_applied, is_applied, remove
 from dtme.blocks import width_of
 from dtme.insert import Insert
 from dtme.plan import Plan
@@ -48,7 +48,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, tasks: Sequence[str
     weights: dict[str, Tensor] = {}
     for name, insert in inserts.items():
         for own, tensor in insert.state_dict().items():
-            holders = insert.expanded if own == "tokens" else insert.modulated
+            holders = insert.expanded if own == "tokens" else insert.adapted if "low_rank" in own else insert.modulated
             rows = [row for row, task in enumerate(holders) if task in kept]
             if rows:
                 weights[f"{name}.{own}"] = tensor.detach().cpu()[rows].contiguous()
@@ -94,24 +94,36 @@ def load_pretrained(
     plan, widths = _config(data, folder)
     weights = _weights(folder)
     _check_base(model, plan, widths, folder)
-    expected = _shapes(plan, widths)
+    apply(model, plan, branches=branches)
+    try:
+        _load(model, weights, folder)
+    except ValueError:
+        remove(model)
+        raise
+    return model
+
+
+def _load(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Fill the inserts of a model; checked first, so that they are filled whole or not at all."""
+    inserts = [(name, module) for name, module in model.named_modules() if isinstance(module, Insert)]
+    own = {
+        f"{name}.{key}": tensor for name, module in inserts for key, tensor in module.state_dict(keep_vars=True).items()
+    }
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if found != expected:
-        different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if different:
         first = different[0]
         raise ValueError(
-            f"{folder / WEIGHTS} does not belong to {CONFIG} beside it: {first!r} has shape {found.get(first, 'missing')}, "
-            f"expected {expected.get(first, 'nothing')}."
+            f"{folder / WEIGHTS} does not fit {CONFIG} beside it, or was saved from another model: {first!r} has shape "
+            f"{found.get(first, 'missing')}, expected {expected.get(first, 'nothing')}."
         )
     broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise ValueError(f"{folder / WEIGHTS}: {broken[0]!r} holds values that are not finite.")
-    apply(model, plan, branches=branches)
-    own = dict(model.state_dict(keep_vars=True))
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)
-    return model
 
 
 def _only(plan: Plan, kept: Sequence[str]) -> Plan:
@@ -162,16 +174,3 @@ def _check_base(model: nn.Module, plan: Plan, widths: Mapping[str, int], folder:
                 f"{folder} was saved from another model: tokens of {widths.get(block)} channels entered {block!r} there, "
                 f"of {width} here."
             )
-
-
-def _shapes(plan: Plan, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """What the plan's inserts hold, by state-dict name."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block, tasks in plan.modulate.items():
-        names = ["scale", "shift"] + (
-            ["statistics.mean", "statistics.variance"] if plan.modulator == "batchnorm" else []
-        )
-        shapes.update({f"{block}.dtme.{name}": (len(tasks), widths[block]) for name in names})
-    for block, tasks in plan.expand.items():
-        shapes[f"{block}.dtme.tokens"] = (len(tasks), plan.tokens_per_task, widths[block])
-    return shapes

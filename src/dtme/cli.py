@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def _run(bench: Bench, methods: Sequence[Method]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `dtme`."""
+    signal.signal(
+        signal.SIGTERM, signal.getsignal(signal.SIGINT)
+    )  # a plain kill, too, ends the workers and keeps what is done
     try:
         tyro.extras.subcommand_cli_from_dict({"demo": demo, "bench": bench}, prog="dtme", args=arguments)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dtme._shapes import Float, Int
+from dtme.adaptation import LowRank, linear_layers, low_rank_update
 from dtme.arguments import Call, argument_names, change_rows, has_rows
 from dtme.blocks import Layout, layout_of, put, take, tokens_key
 from dtme.expansion import append, drop, extend_mask, initial_tokens, is_mask
@@ -35,12 +36,13 @@ Lanes = list[int] | Int[Tensor, " chosen"]
 
 
 class Insert(nn.Module):
-    """The modulators and task tokens of one block; without any, the block only keeps its streams folded.
+    """What a plan gives the tasks in one block; without anything, the block only keeps its streams folded.
 
     Attributes:
         scale: `W`, one row per modulated task.
         shift: `b`, one row per modulated task.
         tokens: Task tokens, `n` per expanded task.
+        low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
     """
 
     scale: Float[Tensor, "modulated p"] | None
@@ -54,6 +56,7 @@ class Insert(nn.Module):
         self.width = width
         self.modulated = tuple(plan.modulate.get(name, ()))
         self.expanded = tuple(plan.expand.get(name, ()))
+        self.adapted = tuple(plan.adapt.get(name, ()))
         self.joint = plan.joint_tokens
         self.routing = routing
         self.argument_names = argument_names(block)
@@ -65,14 +68,25 @@ class Insert(nn.Module):
         self.statistics = TokenStatistics(*shape, like=like) if batchnorm else None
         tokens = initial_tokens(len(self.expanded), plan.tokens_per_task, like, width) if self.expanded else None
         self.register_parameter("tokens", None if tokens is None else nn.Parameter(tokens))
+        layers = linear_layers(block, plan.adapt_layers) if self.adapted else {}
+        if self.adapted and not layers:
+            raise ValueError(
+                f"plan.adapt: block {name!r} has no linear layer to adapt that matches adapt_layers={plan.adapt_layers!r}; "
+                f"it has {list(linear_layers(block)) or 'none'}."
+            )
+        self.low_rank = nn.ModuleDict(
+            {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
+        )
         # What `enter` finds out about a call and `leave` needs, renewed at every call.
         self._groups: Groups = ()
         self._appended = 0
-        self._held: tuple[Lanes, Call] | None = None
+        self._adapting: Places = []
+        self._batch_dim = 0
+        self._held: tuple[Lanes, Call, Places] | None = None
 
     def extra_repr(self) -> str:
         """The tasks, for `print(model)`."""
-        return f"modulated={self.modulated}, expanded={self.expanded}"
+        return f"modulated={self.modulated}, expanded={self.expanded}, adapted={self.adapted}"
 
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The block's call with its streams folded into the batch, modulated and expanded."""
@@ -83,11 +97,11 @@ class Insert(nn.Module):
             raise ValueError(
                 f"tokens of {given.shape[-1]} channels enter block {self.name!r}; its insert was made for {self.width}."
             )
-        self._appended, self._held = 0, None
+        self._appended, self._held, self._batch_dim = 0, None, layout.batch
         samples = given.shape[layout.batch]
         ids = self.routing.rows
         if ids is None:
-            parting = self.modulated if self.joint else (*self.modulated, *self.expanded)
+            parting = (*self.modulated, *self.adapted, *(() if self.joint else self.expanded))
             self._groups = refine(groups_of(given, self.routing.active), parting)
             lanes = len(self._groups)
         else:
@@ -96,6 +110,7 @@ class Insert(nn.Module):
                     f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {self.name!r}."
                 )
             self._groups, lanes = (self.routing.active,), samples
+        self._adapting = self._places(self.adapted) if self.adapted else []
         call = put(args, kwargs, key, self._modulate(given, lanes, layout))
         if len(self._groups) > 1:
             length = None if layout.token is None else given.shape[layout.token]
@@ -165,8 +180,9 @@ class Insert(nn.Module):
                 return call
             if len(lacking):
                 choose = partial(self._choose, call, key, lanes, layout, rows, tokens.shape[layout.token])
-                self._held = order, choose(lacking)
+                self._held = order, choose(lacking), _at(self._adapting, lacking) if self.adapted else []
                 call, places = choose(having), _at(places, having)
+                self._adapting = _at(self._adapting, having) if self.adapted else []
         extra = _rows(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
         return self._append(call, key, layout, extra)
 
@@ -203,7 +219,7 @@ class Insert(nn.Module):
         if self._appended:
             output = _change_tokens(output, lambda tokens: drop(tokens, self._appended, layout))
         if self._held is not None:
-            order, (held_args, held_kwargs) = self._held
+            order, (held_args, held_kwargs), self._adapting = self._held
             self._held = None
             held = _first_tensor(block.forward(*held_args, **held_kwargs))
             output = _change_tokens(output, lambda tokens: self._rejoin(tokens, held, order, layout.batch))
@@ -214,6 +230,31 @@ class Insert(nn.Module):
 
     def _rejoin(self, expanded: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
         return _choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
+
+    def adapt(self, layer: str, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The outputs of one of the block's linear layers with the low-rank update of each lane's task."""
+        places = self._adapting
+        if isinstance(places, list) and max(places, default=-1) < 0:
+            return outputs
+        if inputs.ndim < 3 and self._batch_dim != 0:
+            raise ValueError(
+                f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
+                "samples, where streams cannot be told apart. Use batch_first=True, or leave it out with adapt_layers."
+            )
+        own = self.low_rank[layer]
+        assert isinstance(own, LowRank)
+        down, up = _rows(own.down, places, 0.0), _rows(own.up, places, 0.0)
+        return low_rank_update(inputs, outputs, down, up, self._batch_dim if inputs.ndim >= 3 else 0)
+
+
+def layer_key(layer: str) -> str:
+    """The name of a linear layer as a key of a `ModuleDict`, which may hold no dot."""
+    return layer.replace(".", "-")
+
+
+def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """The forward hook of a linear layer in a block that is adapted."""
+    return insert.adapt(layer, args[0], output)
 
 
 def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,6 +27,8 @@ class Plan:
         tokens_per_task: Task tokens n per task and block.
         rank: Rank of the low-rank updates.
         modulator: `"affine"` (the paper's), or `"batchnorm"` (Tab. 11).
+        adapt_layers: Which linear layers of a block are adapted, a regular expression that their whole name in the block
+            matches (`"attn.qkv|mlp.fc1"`); `None` adapts all that run as modules.
         joint_tokens: All tasks share one stream that sees the task tokens of all (the literal reading of Sec. 4.3); by
             default a task's tokens are seen by its own stream alone.
 
@@ -48,6 +51,7 @@ class Plan:
     rank: int = 4
     modulator: Literal["affine", "batchnorm"] = "affine"
     joint_tokens: bool = False
+    adapt_layers: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not all(isinstance(task, str) and task for task in self.tasks):
@@ -63,6 +67,11 @@ class Plan:
                 raise ValueError(f"{name}={value!r}: give a whole number of at least {least}.")
         if self.modulator not in ("affine", "batchnorm"):
             raise ValueError(f"modulator={self.modulator!r}: choose 'affine' or 'batchnorm'.")
+        if self.adapt_layers is not None:
+            try:
+                re.compile(self.adapt_layers)
+            except (re.error, TypeError) as error:
+                raise ValueError(f"adapt_layers={self.adapt_layers!r} is no regular expression ({error}).") from error
         if not isinstance(self.joint_tokens, bool):
             raise ValueError(f"joint_tokens={self.joint_tokens!r}: give True or False.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,11 @@ from dtme.report import ConflictReport
 Method = Literal["ST", "MT", "TM", "TE", "TM+TE"]
 FORMAT = "dtme.row"
 
-TASKS = {"scenes": ("semseg", "depth", "normals", "edges"), "nuclei": ("mask", "boundary", "horizontal", "vertical")}
+LOSS_WEIGHTS = {
+    "scenes": {"semseg": 1.0, "depth": 1.0, "normals": 10.0, "edges": 50.0},
+    "nuclei": {"mask": 1.0, "boundary": 50.0, "horizontal": 10.0, "vertical": 10.0},
+}
+"""Per suite, the weight of each task's loss: those in common use for the tasks of NYUD-v2, and their like for nuclei."""
 
 _OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "fraction")
 """What of a recipe the shared trunk does not depend on."""
@@ -58,7 +62,12 @@ class Bench:
     seed: int = 0
 
     def load(self, report: Report | None = None) -> Suite:
-        """The suite, from the cache where it has been made before."""
+        """The suite with the weights of its losses, from the cache where it has been made before."""
+        suite = self._data(report)
+        weights = LOSS_WEIGHTS[self.suite]
+        return replace(suite, tasks=tuple(replace(task, weight=weights[task.name]) for task in suite.tasks))
+
+    def _data(self, report: Report | None) -> Suite:
         if self.suite == "nuclei":
             from dtme.bench import nuclei
 
@@ -72,10 +81,8 @@ class Bench:
 
     def settings(self) -> dict[str, Any]:
         """What a finished row must have been made with to be used again."""
-        recipe = {
-            name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()
-        }  # as JSON has it
-        return {"suite": self.suite, "seed": self.seed, "recipe": recipe}
+        recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
+        return {"suite": self.suite, "seed": self.seed, "recipe": recipe, "loss_weights": LOSS_WEIGHTS[self.suite]}
 
 
 def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:
@@ -89,7 +96,7 @@ def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:
         *(Job(m, finish, (bench, m), after=("MT, first steps",)) for m in ("TM+TE", "TM", "TE", "MT") if m in methods),
         *(
             Job(f"ST {task}", single_task, (bench, task), after=("shared trunk",))
-            for task in TASKS[bench.suite]
+            for task in LOSS_WEIGHTS[bench.suite]
             if "ST" in methods
         ),
     ]
@@ -150,7 +157,7 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
         return model.trunk.state_dict()
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
-    return cached(f"trunk/{bench.suite}-{hash_of(shape):012x}", made)
+    return cached(f"trunk/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite]):012x}", made)
 
 
 def begin(bench: Bench, report: Report) -> None:

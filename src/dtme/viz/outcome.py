@@ -30,7 +30,7 @@ def outcome(results: Mapping[str, Any]) -> str:
         ...     return {"method": method, "delta_m": delta_m, "metrics": {"depth": depth}}
         >>> tasks = [{"name": "depth", "metric": "RMSE", "higher_is_better": False}]
         >>> outcome({"suite": "scenes", "tasks": tasks, "rows": [row("MT", -1.5, 0.6), row("TM+TE", -2.0, 0.7)]})
-        'On scenes, DTME (TM+TE) does not beat plain multi-task training: its Δm is 0.50 points lower (−2.00 % against
+        'On scenes, DTME (TM+TE) ends behind plain multi-task training: its Δm is 0.50 points lower (−2.00 % against
         −1.50 %) and it is better on 0 of 1 task.'
     """
     plain, ours = row_of(results, "MT"), dtme_row(results)
@@ -44,9 +44,9 @@ def outcome(results: Mapping[str, Any]) -> str:
         ahead = round(ours["delta_m"] - plain["delta_m"], 2)
         against = f"({levels[0]} against {levels[1]})"
         if ahead > 0:
-            verdict = f"beats plain multi-task training: its Δm is {ahead:.2f} points higher {against} and"
+            verdict = f"ends ahead of plain multi-task training: its Δm is {ahead:.2f} points higher {against} and"
         elif ahead < 0:
-            verdict = f"does not beat plain multi-task training: its Δm is {-ahead:.2f} points lower {against} and"
+            verdict = f"ends behind plain multi-task training: its Δm is {-ahead:.2f} points lower {against} and"
         else:
             verdict = f"ends level with plain multi-task training in Δm {against} and"
     better, compared = _wins(results["tasks"], ours, plain)

@@ -77,8 +77,8 @@ def _tasks() -> tuple[Task, ...]:
     return (
         Task("semseg", classes, segmentation_loss, lambda: MeanIoU(classes), "mIoU", "labels"),
         Task("depth", 1, depth_loss, DepthRMSE, "RMSE (m)", "depth"),
-        Task("normals", 3, normals_loss, MeanAngularError, "mErr (°)", "normals", 10.0),
-        Task("edges", 1, balanced_edge_loss, OptimalDatasetF, "odsF", "edges", 50.0),
+        Task("normals", 3, normals_loss, MeanAngularError, "mErr (°)", "normals"),
+        Task("edges", 1, balanced_edge_loss, OptimalDatasetF, "odsF", "edges"),
     )
 
 
