@@ -134,7 +134,7 @@ def test_a_model_without_blocks():
         (dtme.Plan(("depth", "scene"), {"blocks.1": ("depth",)}), "branch for 'semseg', a task that the plan"),
         (dtme.Plan(TASKS, {"blocks": TASKS}), "plan: 'blocks' is a ModuleList.*Name the blocks inside it"),
         (dtme.Plan(TASKS, {"heads": TASKS}), "plan: 'heads' is a ModuleDict"),
-        (dtme.Plan(TASKS, adapt={"blocks.1": TASKS}), r"plan\.adapt: low-rank adaptation is not part"),
+        (dtme.Plan(TASKS, adapt={"blocks.1": TASKS}, adapt_layers="none"), "has no linear layer to adapt that matches"),
     ],
 )
 def test_plans_that_do_not_fit_change_nothing(plan: dtme.Plan, says: str):

@@ -17,7 +17,7 @@ from rich.console import Console
 from dtme.bench import jobs
 from dtme.bench.display import shown
 from dtme.bench.recipe import Recipe
-from dtme.bench.results import collect, write_report
+from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import Bench, Method, jobs_of
 from dtme.bench.table import markdown, table
 
@@ -62,12 +62,13 @@ def _run(bench: Bench, methods: Sequence[Method]) -> None:
         console.width = 160  # a file has no width to fit
     began = time.monotonic()
     with shown(console) as display:
-        jobs.run(jobs_of(bench, methods), display)
+        missing = jobs_of(bench, methods)
+        jobs.run(missing, display)
         results = collect(
             bench,
             methods,
             command=shlex.join(["dtme", *sys.argv[1:]]),
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - began if missing else seconds_before(bench),
             progress=lambda done, total: display.update("cost", done, total),
         )
         page = write_report(bench, results, methods)

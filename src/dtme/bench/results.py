@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dtme._files import write_text
+from dtme._files import read_json, write_text
 from dtme.apply import added_parameters, apply
 from dtme.bench.cost import Cost, costs
 from dtme.bench.jobs import Report
@@ -96,6 +96,15 @@ def collect(
     }
     write_text(bench.out / "results.json", json.dumps(results, indent=1) + "\n")
     return results
+
+
+def seconds_before(bench: Bench) -> float:
+    """How long the run took whose finished rows are used again; 0 if its results are gone."""
+    try:
+        path = bench.out / "results.json"
+        return float(read_json(path.read_text(encoding="utf-8"), FORMAT, str(path))["seconds"])
+    except (OSError, ValueError):
+        return 0.0
 
 
 def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Method], images: int = 4) -> Path:
