@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dtme._shapes import Float
+from dtme._shapes import Bool, Float, Shaped
 from dtme.metrics._checks import one_channel
 
 
@@ -51,9 +51,14 @@ class DepthRMSE(Metric):
             ValueError: If shapes do not fit or the prediction has NaN.
         """
         depth = one_channel(prediction, target)
-        valid = target.isfinite() & (target > 0)
+        valid = self.valid(target)
         self.squared_error += (depth[valid].double() - target[valid].double()).square().sum()
         self.pixels += valid.sum()
+
+    @staticmethod
+    def valid(target: Shaped[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
+        """Which pixels count."""
+        return target.isfinite() & (target > 0)
 
     def compute(self) -> Float[Tensor, ""]:
         """The error in metres; NaN while no pixel was valid."""

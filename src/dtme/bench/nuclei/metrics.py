@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dtme._shapes import Float
+from dtme._shapes import Bool, Float, Shaped
+from dtme.metrics import DepthRMSE
 from dtme.metrics._checks import binary, one_channel
 
 
@@ -57,7 +58,7 @@ class MaskDice(Metric):
         return (200 * self.both.double() / self.either).float()
 
 
-class DistanceRMSE(Metric):
+class DistanceRMSE(DepthRMSE):
     """Root of the mean squared error of a distance map over the pixels of nuclei, in units of a nucleus's half width.
 
     Background is left out: there the map is 0 by definition, and so much of it would drown the nuclei. A pixel counts
@@ -73,32 +74,7 @@ class DistanceRMSE(Metric):
         tensor(0.3536)
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    squared_error: Tensor
-    pixels: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("squared_error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pixels", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            prediction: Distances, `(B, 1, H, W)` or `(B, H, W)`.
-            target: True distances, `(B, H, W)`, of any floating type, exactly 0 on background.
-
-        Raises:
-            ValueError: If shapes do not fit or the prediction has NaN.
-        """
-        distance = one_channel(prediction, target)
-        nucleus = target != 0
-        self.squared_error += (distance[nucleus].double() - target[nucleus].double()).square().sum()
-        self.pixels += nucleus.sum()
-
-    def compute(self) -> Float[Tensor, ""]:
-        """The error; NaN while no pixel of a nucleus was seen."""
-        return (self.squared_error / self.pixels).sqrt().float()
+    @staticmethod
+    def valid(target: Shaped[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
+        """The pixels of nuclei."""
+        return target != 0
