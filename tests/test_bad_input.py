@@ -193,9 +193,8 @@ def test_task_tokens_have_no_place_on_a_grid_and_modulators_do():
     torch.testing.assert_close(model(image)["a"], plain["a"])
     assert not torch.allclose(model(image)["b"], plain["b"])
     dtme.remove(model)
-    dtme.apply(model, dtme.Plan(("a", "b"), expand={first: ("a", "b")}))
-    with pytest.raises(ValueError, match=r"takes tokens on a grid .*report\.plan\(expansion=False\)"):
-        model(image)
+    with pytest.raises(ValueError, match=r"pairs of its 16 positions.*report\.plan\(expansion=False\)"):
+        dtme.apply(model, dtme.Plan(("a", "b"), expand={first: ("a", "b")}))
 
 
 def test_a_batch_of_one_sample():

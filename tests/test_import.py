@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-EXTRAS = tuple("jaxtyping beartype torchmetrics scipy matplotlib jinja2 timm PIL rich tyro transformers peft".split())
+EXTRAS = ("jaxtyping", "beartype", "torchmetrics", "scipy", "matplotlib", "jinja2", "timm", "PIL", "rich", "tyro")
 
 
 def test_the_core_works_without_the_extras():

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 
+_OF_POSITIONS = re.compile(r"cpb|rel_pos|(^|[._])pos(ition)?s?[._]", re.IGNORECASE)
+"""Layers that turn relative coordinates into biases: they take a table that all samples share, and no tokens."""
+
 
 class LowRank(nn.Module):
     """The low-rank updates of one linear layer, stacked over the tasks that have one.
@@ -58,7 +61,8 @@ def low_rank_update(
 def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, nn.Linear]:
     """The linear layers of a block that run as modules, by their name in it.
 
-    `nn.MultiheadAttention` uses its weights without calling its layers, so that nothing can be added to them by row.
+    `nn.MultiheadAttention` uses its weights without calling its layers, so that nothing can be added to them by row; a
+    layer that computes position biases has no row per sample.
 
     Args:
         block: A block, without insert or with one.
@@ -75,5 +79,6 @@ def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, nn.
         if isinstance(module, nn.Linear)
         and not (within_attention and name.startswith(within_attention))
         and not name.startswith("dtme.")
+        and not _OF_POSITIONS.search(name)
         and (pattern is None or re.fullmatch(pattern, name))
     }

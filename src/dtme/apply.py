@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dtme.adaptation import linear_layers
-from dtme.blocks import find_blocks, packing_modules, width_of
+from dtme.blocks import find_blocks, fused_projections, packing_modules, width_of
 from dtme.branches import leaving_modules
 from dtme.insert import Insert, adapt, enter, layer_key, leave
 from dtme.plan import Plan
@@ -28,6 +28,7 @@ class Applied:
     routing: Routing
     blocks: tuple[str, ...]
     packing: tuple[str, ...]
+    fused: tuple[str, ...]
     handles: list[RemovableHandle]
 
 
@@ -76,7 +77,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         insert = inserts[name]
         block.dtme = insert.train(block.training).to(_device_of(block))
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(block.register_forward_hook(leave, with_kwargs=True))
+        # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
+        handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
         for layer, linear in linear_layers(block, plan.adapt_layers).items() if insert.adapted else ():
             handles.append(linear.register_forward_hook(partial(adapt, insert, layer_key(layer))))
     for task, module in leaving:
@@ -84,8 +86,11 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     packing = packing_modules(model)
     for module in packing.values():
         module.use_nested_tensor = False
+    fused = {f"{name}.{own}": m for name in plan.adapt for own, m in fused_projections(blocks[name]).items()}
+    for module in fused.values():
+        module.qkv_bias_separate = True
     _forget_compiled()
-    object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), tuple(packing), handles))
+    object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), tuple(packing), tuple(fused), handles))
     return model
 
 
@@ -108,6 +113,9 @@ def remove(model: nn.Module) -> nn.Module:
     for name in applied.packing:
         encoder: Any = owner.get_submodule(name)
         encoder.use_nested_tensor = True
+    for name in applied.fused:
+        attention: Any = owner.get_submodule(name)
+        attention.qkv_bias_separate = False
     del owner._dtme
     _forget_compiled()
     return model

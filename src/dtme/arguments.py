@@ -18,6 +18,8 @@ from dtme.streams import Streams
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 _POSITIONAL = re.compile(r"rope|rotary|pos|freq|cos|sin|bias|cache", re.IGNORECASE)
+_TABLE = re.compile(r"rope|rotary|freq|pos|(^|_)(cos|sin|rel)(_|$)", re.IGNORECASE)
+"""Names of tables over positions, which hold no row per sample unless they have a third dimension for it."""
 
 
 def argument_names(block: nn.Module) -> tuple[str, ...]:
@@ -36,7 +38,7 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
 
     A square matrix over the positions is a table shared by all samples (`src_mask`, a causal mask), unless its name
     says that it pads; a table named after positions (rotary angles, biases) is shared where it has two dimensions, or
-    a matrix per attention head.
+    a matrix per attention head. Indices of positions (`position_ids`) come per sample.
 
     Example:
         >>> import torch
@@ -46,12 +48,19 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
     """
     if value.ndim == 0:
         return False
+    if _TABLE.search(name) and not name.endswith("ids"):
+        if value.ndim < 3:
+            return False
+        if value.ndim == 3 and name.startswith("rope"):  # a table per attention head
+            return False
+        if value.ndim == 3 and "embed" in name:  # rotary angles, which may be as wide as the sequence is long
+            return value.shape[0] == samples
     if value.ndim == 3 and length is not None and value.shape[1:] == (length, length):
         return "pos" not in name and ((value.shape[0] % samples == 0 and value.shape[0] > 1) or samples == 1)
     if value.shape[0] != samples:
         return False
     if value.ndim == 2 and samples == length:
-        if "padding" in name or name == "attention_mask":
+        if "padding" in name or name == "attention_mask" or name.endswith("ids"):
             return True
         return value.shape[1] != length and not _POSITIONAL.search(name)
     return True

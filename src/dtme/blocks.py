@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_HEAD_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm$", re.IGNORECASE)
+_CHANNELS_FIRST = re.compile(r"2d|GroupNorm")
 
 
 def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None = None) -> dict[str, nn.Module]:
@@ -107,11 +109,13 @@ def _looks_repeated(member: nn.Module, container: nn.Module) -> bool:
     return len(kinds) == 1 and len(list(container.children())) > 1 and linear >= 2 and _first_norm(member) is not None
 
 
-def _first_norm(module: nn.Module) -> Tensor | None:
-    for inner in module.modules():
+def _first_norm(module: nn.Module) -> nn.Module | None:
+    for name, inner in module.named_modules():
         weight = getattr(inner, "weight", None)
         if "Norm" in type(inner).__name__ and isinstance(weight, Tensor) and weight.ndim == 1:
-            return weight
+            if _HEAD_NORM.search(name):  # of queries and keys, and as wide as an attention head
+                continue
+            return inner
     return None
 
 
@@ -132,13 +136,39 @@ def width_of(block: nn.Module) -> int:
     """
     norm = _first_norm(block)
     if norm is not None:
-        return norm.numel()
+        return len(norm.weight)  # pyright: ignore[reportArgumentType]
     for inner in block.modules():
         if isinstance(inner, nn.Linear):
             return inner.in_features
     raise ValueError(
         f"the width of {type(block).__name__} cannot be read off: it holds neither a norm nor a linear layer."
     )
+
+
+def fixed_positions(block: nn.Module) -> str | None:
+    """What ties a block to the positions it was built for, so that no task token can join them; `None` where nothing does.
+
+    Convolutions and pooling need the tokens on their grid, a table of relative positions has a row for each pair of
+    them, and a window holds as many as it was made for.
+
+    Example:
+        >>> fixed_positions(nn.TransformerEncoderLayer(8, 2))
+        >>> fixed_positions(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)))
+        "Conv2d '0' mixes neighbours on a grid"
+    """
+    for name, buffer in block.named_buffers():
+        pairs = buffer.ndim == 2 and buffer.shape[0] == buffer.shape[1] > 1
+        if pairs and not buffer.is_floating_point() and buffer.dtype != torch.bool:
+            return f"the table {name!r} numbers the pairs of its {len(buffer)} positions"
+    for name, inner in block.named_modules():
+        kernel = getattr(inner, "kernel_size", None)
+        mixes = max(kernel) > 1 if isinstance(kernel, tuple) else "Pool" in type(inner).__name__
+        if mixes and name:
+            return f"{type(inner).__name__} {name!r} mixes neighbours on a grid"
+        window = getattr(inner, "window_size", None)
+        if window:
+            return f"{type(inner).__name__} {name!r} is made for windows of {window} positions"
+    return None
 
 
 def packing_modules(model: nn.Module) -> dict[str, Any]:
@@ -149,6 +179,19 @@ def packing_modules(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if getattr(module, "use_nested_tensor", False)}
 
 
+def fused_projections(block: nn.Module) -> dict[str, Any]:
+    """Attention that uses the weight of its `qkv` layer without calling the layer, where nothing can be added by row.
+
+    timm does so where queries and values alone have a bias; with `qkv_bias_separate` on it calls the layer and adds the
+    biases after it, the same sum.
+    """
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if getattr(module, "qkv_bias_separate", None) is False and getattr(module, "q_bias", None) is not None
+    }
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where a block's tokens keep their samples and their positions.
@@ -156,24 +199,29 @@ class Layout:
     Attributes:
         batch: The dimension of the samples.
         token: The dimension of the positions, `None` where positions form a grid.
+        channel: The dimension of the channels.
     """
 
     batch: int
     token: int | None
+    channel: int = -1
 
     def samples_first(self, tokens: Tensor) -> Tensor:
         """Tokens as `(samples, tokens, channels)`, a view where the layout allows one."""
-        return tokens.movedim(self.batch, 0).flatten(1, -2)
+        return tokens.movedim((self.batch, self.channel), (0, -1)).flatten(1, -2)
 
 
 def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
-    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where its attention says so, or `(B, H, W, C)`.
+    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where its attention says so, or a grid.
+
+    A grid is `(B, H, W, C)`, or `(B, C, H, W)` where the block's width stands there alone; where it stands in both
+    places, its first norm tells (`BatchNorm2d`, `GroupNorm`, a `LayerNorm2d`).
 
     Raises:
         ValueError: The tokens have neither three nor four dimensions.
     """
     if tokens.ndim == 4:
-        return Layout(batch=0, token=None)
+        return Layout(batch=0, token=None, channel=1 if _channels_first(block, tokens) else -1)
     if tokens.ndim != 3:
         raise ValueError(
             f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}: expected (samples, tokens, channels), "
@@ -185,13 +233,26 @@ def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
     return Layout(batch=0, token=1)
 
 
-def tokens_key(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+def _channels_first(block: nn.Module, tokens: Tensor) -> bool:
+    width = width_of(block)
+    if tokens.shape[1] == tokens.shape[-1] == width:
+        return _CHANNELS_FIRST.search(type(_first_norm(block)).__name__) is not None
+    return tokens.shape[1] == width
+
+
+def tokens_key(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str] = ()) -> int | str:
     """Where in a block's call its tokens are: the first floating-point tensor, positional before named.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Named arguments.
+        names: What the block calls its arguments; named ones are looked through in this order, whatever the caller's.
 
     Raises:
         ValueError: There is none.
     """
-    for place, value in [*enumerate(args), *kwargs.items()]:
+    named = [name for name in names if name in kwargs] + [name for name in kwargs if name not in names]
+    for place, value in [*enumerate(args), *((name, kwargs[name]) for name in named)]:
         if isinstance(value, Tensor) and torch.is_floating_point(value):
             return place
     raise ValueError("a block was called without a floating-point tensor: no tokens enter it.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtme._shapes import Bool
+from dtme._shapes import Bool, Float, Shaped
 from dtme.arguments import argument_names
 from dtme.blocks import Layout, layout_of, put, take, tokens_key
 from dtme.streams import Streams, gather
@@ -36,6 +36,11 @@ class Entry:
         streams = self.tokens._streams if isinstance(self.tokens, Streams) else (self.tokens,)
         return all(bool(stream.isfinite().all()) for stream in streams)
 
+    def valid_samples(self, tokens: Tensor) -> Float[Tensor, "samples tokens p"]:
+        """Tokens of this block, or gradients by them, samples first and zero at padding."""
+        samples = self.layout.samples_first(tokens)
+        return samples if self.valid is None else samples * self.valid.unsqueeze(-1).to(samples.dtype)
+
 
 @dataclass
 class Capture:
@@ -46,6 +51,11 @@ class Capture:
     def clear(self) -> None:
         """Forget the last pass."""
         self.entries.clear()
+
+    def samples(self) -> int:
+        """How many samples it held."""
+        entry = next(iter(self.entries.values()))
+        return entry.tokens.shape[entry.layout.batch]
 
 
 @contextmanager
@@ -81,7 +91,7 @@ def capture(blocks: Mapping[str, nn.Module], *, differentiable: bool) -> Iterato
 def _catch(
     caught: Capture, differentiable: bool, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    key = tokens_key(args, kwargs)
+    key = tokens_key(args, kwargs, argument_names(block))
     tokens: Tensor = take(args, kwargs, key)
     if differentiable:
         tokens = _differentiable(tokens)
@@ -107,10 +117,23 @@ def _valid_tokens(
     shape = (tokens.shape[layout.batch], tokens.shape[layout.token])
     named = {**dict(zip(argument_names(block), args, strict=False)), **kwargs}
     for name, mask in named.items():
-        if not isinstance(mask, Tensor) or isinstance(mask, Streams) or tuple(mask.shape) != shape:
+        if not isinstance(mask, Tensor) or isinstance(mask, Streams):
+            continue
+        if "mask" in name and mask.ndim == 4 and (mask.shape[0], mask.shape[-1]) == shape:
+            return _seen(mask)
+        if tuple(mask.shape) != shape:
             continue
         if "padding" in name:
             return ~mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         if name == "attention_mask":
             return mask if mask.dtype == torch.bool else mask > 0.5
     return None
+
+
+def _seen(mask: Shaped[Tensor, "samples heads queries tokens"]) -> Bool[Tensor, "samples tokens"]:
+    """Which tokens some position attends to: padding is what none does. True and 1 keep; other values are added to scores."""
+    if mask.dtype == torch.bool:
+        kept = mask
+    else:
+        kept = mask > torch.finfo(mask.dtype).min / 2 if torch.is_floating_point(mask) else mask > 0
+    return kept.flatten(1, 2).any(1)

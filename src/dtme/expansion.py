@@ -1,10 +1,13 @@
 """Token expansion (Sec. 4.3, App. B.3): learnable task tokens join the sequence before a block and leave it after.
 
-Task tokens carry no position and every position of their stream sees them, whatever mask the block is given.
+Task tokens carry no position and every position of their stream sees them, whatever mask the block is given: what a
+block is told about the positions of the sequence is extended here, or the block is refused by name.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +27,14 @@ def drop(tokens: Tensor, count: int, layout: Layout) -> Tensor:
     """The sequence without the `count` task tokens at its end."""
     assert layout.token is not None
     return tokens.narrow(layout.token, 0, tokens.shape[layout.token] - count)
+
+
+def crop(output: Tensor, whole: Tensor, count: int, layout: Layout) -> Tensor:
+    """Of what a block returns beside its tokens `whole`: a matrix over the positions (biases, attention) without task tokens."""
+    assert layout.token is not None
+    length = whole.shape[layout.token]
+    square = output.ndim == 4 and output.shape[-2:] == (length, length)
+    return output[..., : length - count, : length - count] if square else output
 
 
 def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_sample: bool = False) -> Tensor:
@@ -58,6 +69,121 @@ def is_mask(name: str, value: Any, length: int) -> bool:
     """Whether an argument of a block is a mask or bias over the positions of the sequence, by its name and its size."""
     named = not name or "mask" in name or "bias" in name
     return named and isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+
+
+def is_causal(block: nn.Module, named: Mapping[str, Any]) -> bool:
+    """Whether a block hides later positions by itself: it is told so in this call, or its attention says so of itself."""
+    if any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules()):
+        return False  # takes `is_causal` as a hint about a mask that it is given besides
+    told = named.get("is_causal")
+    return bool(told) if told is not None else any(getattr(m, "is_causal", None) is True for m in block.modules())
+
+
+def causal_mask(length: int, like: Tensor) -> Float[Tensor, "1 1 n n"]:
+    """The mask, added to the scores, that causal attention applies when it is given none."""
+    return like.new_full((length, length), torch.finfo(like.dtype).min).triu(1).view(1, 1, length, length)
+
+
+def mask_argument(names: tuple[str, ...]) -> str | None:
+    """Which argument of a block is the mask of its self-attention."""
+    return next((name for name in names if "mask" in name and not re.search("padding|encoder|cross|head", name)), None)
+
+
+def position_bias_of(block: nn.Module) -> Callable[[int, int], Tensor] | None:
+    """What computes a block's biases of relative positions from a length, where the block can be given them as well."""
+    for inner in block.modules():
+        compute: Callable[[int, int], Tensor] | None = getattr(inner, "compute_bias", None)
+        if compute is not None and getattr(inner, "has_relative_attention_bias", True):
+            return compute
+    return None
+
+
+def extend_positions(name: str, value: Any, length: int, count: int) -> Any:
+    """A table of positions for a sequence that ends in `count` task tokens, which no rotation moves and no distance parts.
+
+    Rotary angles, a pair (cos, sin), a pair behind each other in one tensor (sin, cos) or complex numbers, get the identity.
+    Indices of positions get 0, where rotary angles are the identity; indices of relative positions get 0, no distance.
+    What speaks of no position comes back as it is.
+
+    Args:
+        name: What the block calls the argument.
+        value: The argument.
+        length: Positions of the sequence before expansion.
+        count: Task tokens added.
+
+    Raises:
+        ValueError: The table is of an unknown kind.
+
+    Example:
+        >>> cos, sin = extend_positions("position_embeddings", (torch.zeros(1, 3, 2), torch.ones(1, 3, 2)), 3, 1)
+        >>> cos[0, -1].tolist(), sin[0, -1].tolist()
+        ([1.0, 1.0], [0.0, 0.0])
+    """
+    if value is None or not _POSITIONS.search(name):
+        return value
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    if pair and all(isinstance(table, Tensor) and table.ndim >= 2 for table in value):
+        return tuple(_with_rows(table, count, neutral) for table, neutral in zip(value, (1.0, 0.0), strict=True))
+    if not isinstance(value, Tensor):
+        raise ValueError(f"its positions {name!r} come as {type(value).__name__}")
+    if not torch.is_floating_point(value) and not torch.is_complex(value):
+        square = value.ndim >= 2 and value.shape[-2:] == (length, length) and not name.endswith("ids")
+        grows = value.ndim > 0 and value.shape[-1] == length
+        return nn.functional.pad(value, (0, count, 0, count) if square else (0, count)) if grows else value
+    if value.ndim >= 2 and torch.is_complex(value):
+        return _with_rows(value, count, 1.0)
+    if value.ndim >= 2 and re.search(r"(^|_)cos(_|$)", name):
+        return _with_rows(value, count, 1.0)
+    if value.ndim >= 2 and re.search(r"(^|_)sin(_|$)", name):
+        return _with_rows(value, count, 0.0)
+    if value.ndim >= 2 and re.search(r"rope|rotary|rot_pos", name):
+        sin, cos = value.chunk(2, -1)
+        return torch.cat([_with_rows(sin, count, 0.0), _with_rows(cos, count, 1.0)], -1)
+    if value.ndim == 2 and name.startswith("rel"):
+        return value  # a row per distance, looked up by the indices
+    raise ValueError(f"its positions {name!r} are a table {tuple(value.shape)} of an unknown kind")
+
+
+_POSITIONS = re.compile(
+    r"rope|rotary|rot_pos|freqs?_cis|(^|_)(cos|sin)(_|$)|position|(^|_)rel_?(pos|embed)|relative_pos"
+)
+
+
+def _with_rows(table: Tensor, count: int, neutral: float) -> Tensor:
+    return torch.cat([table, torch.full_like(table[..., :1, :], neutral).expand(*table.shape[:-2], count, -1)], -2)
+
+
+def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | None:
+    """Why a block cannot take task tokens, where it cannot: attention in windows or pooled, or positions of its own."""
+    for name, value in named.items():
+        sizes = value if isinstance(value, tuple | list) else (value,)
+        whole = bool(sizes) and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+        if whole and _GRID.search(name):
+            return f"it is told the grid of its tokens ({name}={value}), where task tokens have no place"
+        if "past_key_value" in name and value is not None:
+            return (
+                f"it keeps keys and values in {name}, where task tokens would stay behind as if they were words: "
+                "call the model with use_cache=False, or set model.config.use_cache = False"
+            )
+        if "mask" in name and value is not None and not isinstance(value, Tensor | bool):
+            return f"its {name} is a {type(value).__name__}, which cannot be extended: choose sdpa or eager attention"
+    masked = is_causal(block, named) or any("mask" in name and value is not None for name, value in named.items())
+    configs = [getattr(inner, "config", None) for inner in block.modules()]
+    if masked and any("flash" in str(getattr(config, "_attn_implementation", "")) for config in configs):
+        return "flash attention cannot show task tokens to every position under a mask: choose sdpa or eager attention"
+    mask = mask_argument(tuple(named))
+    if mask is not None and isinstance(named[mask], Tensor) and named[mask].shape[-1] != length:
+        return f"its {mask} {tuple(named[mask].shape)} is not over its {length} tokens"
+    if is_causal(block, named) and mask is None:
+        return "its attention is causal and takes no mask by which earlier positions could see task tokens"
+    own = next((n for n, _ in [*block.named_parameters(), *block.named_buffers()] if _OWN_POSITIONS.search(n)), None)
+    if own is not None and not ("position_bias" in named and position_bias_of(block) is not None):
+        return f"it computes positions of its own ({own}), and task tokens have none"
+    return None
+
+
+_GRID = re.compile(r"^(height|width|[hw]|hw)$|dimensions|resolution|grid|size|shape", re.IGNORECASE)
+_OWN_POSITIONS = re.compile(r"((^|[._])rel(ative)?_?(pos|att|coords)|rpb|cpb|attention_bias)[^.]*(\.|$)", re.IGNORECASE)
 
 
 def initial_tokens(tasks: int, count: int, like: Tensor, width: int) -> Float[Tensor, "tasks count p"]:

@@ -10,29 +10,36 @@ has a task of its own, a lane per row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from dtme._shapes import Float, Int
+from dtme._shapes import Float
 from dtme.adaptation import LowRank, linear_layers, low_rank_update
 from dtme.arguments import Call, argument_names, change_rows, has_rows
-from dtme.blocks import Layout, layout_of, put, take, tokens_key
-from dtme.expansion import append, drop, extend_mask, initial_tokens, is_mask
+from dtme.blocks import Layout, fixed_positions, layout_of, put, take, tokens_key
+from dtme.expansion import (
+    append,
+    causal_mask,
+    crop,
+    drop,
+    extend_mask,
+    extend_positions,
+    initial_tokens,
+    is_causal,
+    is_mask,
+    mask_argument,
+    position_bias_of,
+    refusal,
+)
+from dtme.lanes import Lanes, Places, at, choose_lanes, rows_of, split
 from dtme.modulation import TokenStatistics, modulate
+from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.plan import Plan
 from dtme.routing import Routing
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
-
-Places = list[int] | Int[Tensor, " lanes"]
-"""Per lane, the row of its task in a stacked parameter; -1 where it has none. A tensor where rows have their own tasks."""
-
-Lanes = list[int] | Int[Tensor, " chosen"]
-"""Some lanes of a pass; a tensor where rows have their own tasks."""
 
 
 class Insert(nn.Module):
@@ -57,6 +64,12 @@ class Insert(nn.Module):
         self.modulated = tuple(plan.modulate.get(name, ()))
         self.expanded = tuple(plan.expand.get(name, ()))
         self.adapted = tuple(plan.adapt.get(name, ()))
+        tied = fixed_positions(block) if self.expanded else None
+        if tied is not None:
+            raise ValueError(
+                f"expand: task tokens have no place in block {name!r}, because {tied}. "
+                "Plan modulation there instead: report.plan(expansion=False)."
+            )
         self.joint = plan.joint_tokens
         self.routing = routing
         self.argument_names = argument_names(block)
@@ -82,6 +95,8 @@ class Insert(nn.Module):
         self._appended = 0
         self._adapting: Places = []
         self._batch_dim = 0
+        self._lane_samples = 0
+        self._idle: set[str] = set()
         self._held: tuple[Lanes, Call, Places] | None = None
 
     def extra_repr(self) -> str:
@@ -90,12 +105,13 @@ class Insert(nn.Module):
 
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The block's call with its streams folded into the batch, modulated and expanded."""
-        key = tokens_key(args, kwargs)
+        key = tokens_key(args, kwargs, self.argument_names)
         given: Tensor = take(args, kwargs, key)
         layout = layout_of(block, given)
-        if given.shape[-1] != self.width:
+        if given.shape[layout.channel] != self.width:
             raise ValueError(
-                f"tokens of {given.shape[-1]} channels enter block {self.name!r}; its insert was made for {self.width}."
+                f"tokens of {given.shape[layout.channel]} channels enter block {self.name!r}; its insert was made for "
+                f"{self.width}."
             )
         self._appended, self._held, self._batch_dim = 0, None, layout.batch
         samples = given.shape[layout.batch]
@@ -111,13 +127,15 @@ class Insert(nn.Module):
                 )
             self._groups, lanes = (self.routing.active,), samples
         self._adapting = self._places(self.adapted) if self.adapted else []
+        self._lane_samples = samples if ids is None else 1
+        self._idle = set(self.low_rank)
         call = put(args, kwargs, key, self._modulate(given, lanes, layout))
         if len(self._groups) > 1:
             length = None if layout.token is None else given.shape[layout.token]
             call = change_rows(
                 call, self.argument_names, samples, length, partial(fold, groups=self._groups, dim=0), key
             )
-        return call if self.tokens is None else self._expand(call, key, lanes, layout)
+        return call if self.tokens is None else self._expand(block, call, key, lanes, layout)
 
     def _places(self, tasks: tuple[str, ...]) -> Places:
         ids = self.routing.rows
@@ -141,26 +159,31 @@ class Insert(nn.Module):
         if self.statistics is not None:
             unfolded = self._normalise(unfolded, places, lanes, layout)
         shape = [1] * unfolded.ndim
-        shape[layout.batch], shape[-1] = lanes, self.width
-        scale, shift = _rows(self.scale, places, 1.0), _rows(self.shift, places, 0.0)
+        shape[layout.batch], shape[_behind_lanes(layout.channel)] = lanes, self.width
+        scale, shift = rows_of(self.scale, places, 1.0), rows_of(self.shift, places, 0.0)
         return modulate(unfolded, scale.view(shape), shift.view(shape)).flatten(layout.batch, layout.batch + 1)
 
     def _normalise(self, unfolded: Tensor, places: Places, lanes: int, layout: Layout) -> Tensor:
         """Normalise the lanes of each task together, by that task's statistics."""
         assert self.statistics is not None
+
+        def own(tokens: Tensor, row: int, channel: int) -> Tensor:
+            assert self.statistics is not None
+            return self.statistics(tokens.movedim(channel, -1), row).movedim(-1, channel)
+
         unfolded = unfolded.expand([lanes if dim == layout.batch else size for dim, size in enumerate(unfolded.shape)])
         if isinstance(places, list):
             apart = zip(unfolded.unbind(layout.batch), places, strict=True)
-            return torch.stack([t if row < 0 else self.statistics(t, row) for t, row in apart], layout.batch)
+            return torch.stack([t if row < 0 else own(t, row, layout.channel) for t, row in apart], layout.batch)
         normed = unfolded
         for row in range(len(self.modulated)):
             members = (places == row).nonzero().flatten()
             if len(members):
-                own = self.statistics(unfolded.index_select(layout.batch, members), row)
-                normed = normed.index_copy(layout.batch, members, own)
+                chosen = unfolded.index_select(layout.batch, members)
+                normed = normed.index_copy(layout.batch, members, own(chosen, row, _behind_lanes(layout.channel)))
         return normed
 
-    def _expand(self, call: Call, key: int | str, lanes: int, layout: Layout) -> Call:
+    def _expand(self, block: nn.Module, call: Call, key: int | str, lanes: int, layout: Layout) -> Call:
         """Append the task tokens; lanes whose task has none here are held back, and run when the others leave."""
         assert self.tokens is not None
         tokens: Tensor = take(*call, key)
@@ -169,32 +192,49 @@ class Insert(nn.Module):
                 f"expand: block {self.name!r} takes tokens on a grid {tuple(tokens.shape)}, where task tokens have no place. "
                 "Plan modulation there instead: report.plan(expansion=False)."
             )
+        reason = refusal(block, self._named(call), tokens.shape[layout.token])
+        if reason is not None:
+            raise ValueError(self._refused(block, reason))
         rows = tokens.shape[layout.batch]
         samples = rows // lanes
         if self.joint:
-            return self._append(call, key, layout, self.tokens.flatten(0, 1).expand(rows, -1, -1))
+            return self._append(block, call, key, layout, self.tokens.flatten(0, 1).expand(rows, -1, -1))
         places = self._places(self.expanded)
         if len(self.expanded) < len(self.routing.tasks):
-            having, lacking, order = _split(places)
+            having, lacking, order = split(places)
             if not len(having):
                 return call
             if len(lacking):
                 choose = partial(self._choose, call, key, lanes, layout, rows, tokens.shape[layout.token])
-                self._held = order, choose(lacking), _at(self._adapting, lacking) if self.adapted else []
-                call, places = choose(having), _at(places, having)
-                self._adapting = _at(self._adapting, having) if self.adapted else []
-        extra = _rows(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
-        return self._append(call, key, layout, extra)
+                self._held = order, choose(lacking), at(self._adapting, lacking) if self.adapted else []
+                call, places = choose(having), at(places, having)
+                self._adapting = at(self._adapting, having) if self.adapted else []
+        extra = rows_of(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
+        return self._append(block, call, key, layout, extra)
 
     def _choose(
         self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes
     ) -> Call:
-        call = put(*call, key, _choose_lanes(take(*call, key), lanes, chosen, layout.batch))
+        call = put(*call, key, choose_lanes(take(*call, key), lanes, chosen, layout.batch))
         return change_rows(
-            call, self.argument_names, rows, length, partial(_choose_lanes, lanes=lanes, chosen=chosen, dim=0), key
+            call, self.argument_names, rows, length, partial(choose_lanes, lanes=lanes, chosen=chosen, dim=0), key
         )
 
-    def _append(self, call: Call, key: int | str, layout: Layout, extra: Float[Tensor, "samples n p"]) -> Call:
+    def _refused(self, block: nn.Module, reason: str) -> str:
+        return (
+            f"expand: block {self.name!r} ({type(block).__name__}) takes no task tokens: {reason}. Or plan modulation there: "
+            "report.plan(expansion=False)."
+        )
+
+    def _named(self, call: Call) -> dict[str, Any]:
+        """A call's arguments by name, those left to their defaults as `None`."""
+        args, kwargs = call
+        known = dict.fromkeys((name for name in self.argument_names if name not in ("args", "kwargs")), None)
+        return {**known, **dict(zip(self.argument_names, args, strict=False)), **kwargs}
+
+    def _append(
+        self, block: nn.Module, call: Call, key: int | str, layout: Layout, extra: Float[Tensor, "samples n p"]
+    ) -> Call:
         assert layout.token is not None
         tokens: Tensor = take(*call, key)
         self._appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
@@ -206,33 +246,81 @@ class Insert(nn.Module):
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
             if not is_mask(name, value, length):
-                return value
+                try:
+                    return extend_positions(name, value, length, self._appended)
+                except ValueError as why:
+                    raise ValueError(self._refused(block, str(why))) from None
             by_sample = value.ndim == 2 and has_rows(name, value, rows, length)
             return extend_mask(value, length, self._appended, true_hides=self.true_hides, by_sample=by_sample)
 
-        args, kwargs = call
+        args, kwargs = self._told_positions(block, call, tokens, length)
         return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
+
+    def _told_positions(self, block: nn.Module, call: Call, tokens: Tensor, length: int) -> Call:
+        """The call with the mask and the biases of positions that the block, told none, would make from the length."""
+        named = self._named(call)
+        mask, bias = mask_argument(tuple(named)), position_bias_of(block)
+        if is_causal(block, named) and mask is not None and named[mask] is None:
+            call = self._with_argument(call, mask, causal_mask(length, tokens))
+        if bias is not None and "position_bias" in named and named["position_bias"] is None:
+            call = self._with_argument(call, "position_bias", bias(length, length))
+        return call
+
+    def _with_argument(self, call: Call, name: str, value: Tensor) -> Call:
+        place = self.argument_names.index(name) if name in self.argument_names else len(call[0])
+        return put(*call, place if place < len(call[0]) else name, value)
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The block's output without task tokens, its streams behind one tensor."""
-        layout = layout_of(block, take(args, kwargs, tokens_key(args, kwargs)))
+        entered: Tensor = take(args, kwargs, tokens_key(args, kwargs, self.argument_names))
+        layout = layout_of(block, entered)
+        self._check_all_ran()
+        if not (self._appended or self._held or len(self._groups) > 1):
+            return output
+        whole = tokens = tokens_of(output, entered, self.name)
         if self._appended:
-            output = _change_tokens(output, lambda tokens: drop(tokens, self._appended, layout))
+            tokens = drop(tokens, self._appended, layout)
+            output = map_tensors(output, partial(crop, whole=whole, count=self._appended, layout=layout))
         if self._held is not None:
             order, (held_args, held_kwargs), self._adapting = self._held
             self._held = None
-            held = _first_tensor(block.forward(*held_args, **held_kwargs))
-            output = _change_tokens(output, lambda tokens: self._rejoin(tokens, held, order, layout.batch))
+            key = tokens_key(held_args, held_kwargs, self.argument_names)
+            held = block.forward(*held_args, **held_kwargs)
+            output = self._rejoin_others(output, held, whole, order, layout.batch)
+            tokens = self._rejoin(
+                tokens, tokens_of(held, take(held_args, held_kwargs, key), self.name), order, layout.batch
+            )
+        output = map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
         if len(self._groups) > 1:
-            rows = _first_tensor(output).shape[layout.batch]
-            output = pytree.tree_map(partial(_part, groups=self._groups, rows=rows, dim=layout.batch), output)
+            rows = tokens.shape[layout.batch]
+            output = map_tensors(output, partial(_part, groups=self._groups, rows=rows, dim=layout.batch))
         return output
 
     def _rejoin(self, expanded: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
-        return _choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
+        return choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
+
+    def _check_all_ran(self) -> None:
+        if self._idle:
+            raise ValueError(
+                f"adapt: block {self.name!r} uses the weight of its layer {min(self._idle)!r} without calling the layer, so that "
+                "an update would do nothing. Leave it out: choose the layers by adapt_layers, a regular expression over their "
+                "names."
+            )
+
+    def _rejoin_others(self, output: Any, held: Any, whole: Tensor, order: Lanes, dim: int) -> Any:
+        """The output with what it holds per row beside its tokens (biases, attention) for the lanes held back as well."""
+        others = iter(tensors_of(held))
+
+        def joined(tensor: Tensor) -> Tensor:
+            other = next(others, tensor)
+            per_row = tensor is not whole and tensor.ndim > 0 and len(tensor) == whole.shape[dim]
+            return self._rejoin(tensor, other, order, 0) if per_row and tensor.shape[1:] == other.shape[1:] else tensor
+
+        return map_tensors(output, joined)
 
     def adapt(self, layer: str, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The outputs of one of the block's linear layers with the low-rank update of each lane's task."""
+        self._idle.discard(layer)
         places = self._adapting
         if isinstance(places, list) and max(places, default=-1) < 0:
             return outputs
@@ -241,9 +329,15 @@ class Insert(nn.Module):
                 f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
                 "samples, where streams cannot be told apart. Use batch_first=True, or leave it out with adapt_layers."
             )
+        rows = inputs.shape[self._batch_dim if inputs.ndim >= 3 else 0]
+        if rows % (len(places) * self._lane_samples):
+            raise ValueError(
+                f"adapt: layer {layer!r} of block {self.name!r} is given {tuple(inputs.shape)}, shared by all streams, and so "
+                "cannot be adapted per task. Choose the layers by adapt_layers, a regular expression over their names."
+            )
         own = self.low_rank[layer]
         assert isinstance(own, LowRank)
-        down, up = _rows(own.down, places, 0.0), _rows(own.up, places, 0.0)
+        down, up = rows_of(own.down, places, 0.0), rows_of(own.up, places, 0.0)
         return low_rank_update(inputs, outputs, down, up, self._batch_dim if inputs.ndim >= 3 else 0)
 
 
@@ -269,52 +363,13 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     return insert.leave(block, args, kwargs, output)
 
 
-def _rows(stacked: Tensor, places: Places, neutral: float) -> Tensor:
-    """One row of a stacked parameter per lane; the neutral value where a lane has none."""
-    if isinstance(places, list):
-        if places == list(range(len(stacked))):
-            return stacked
-        return torch.stack([torch.full_like(stacked[0], neutral) if row < 0 else stacked[row] for row in places])
-    return torch.cat([torch.full_like(stacked[:1], neutral), stacked])[places + 1]
+def _behind_lanes(dim: int) -> int:
+    """A dimension of the tokens once the batch is unfolded into lanes and samples."""
+    return dim if dim < 0 else dim + 1
 
 
-def _split(places: Places) -> tuple[Lanes, Lanes, Lanes]:
-    """The lanes that have a row, those that have none, and the order that puts the two, one after the other, back."""
-    if isinstance(places, list):
-        having = [lane for lane, place in enumerate(places) if place >= 0]
-        lacking = [lane for lane, place in enumerate(places) if place < 0]
-        mixed = having + lacking
-        return having, lacking, [mixed.index(lane) for lane in range(len(mixed))]
-    having, lacking = (places >= 0).nonzero().flatten(), (places < 0).nonzero().flatten()
-    return having, lacking, torch.cat([having, lacking]).argsort()
-
-
-def _at(places: Places, lanes: Lanes) -> Places:
-    return [places[lane] for lane in lanes] if isinstance(places, list) else places[lanes]
-
-
-def _choose_lanes(folded: Tensor, lanes: int, chosen: Lanes, dim: int) -> Tensor:
-    if isinstance(chosen, list):
-        apart = folded.unflatten(dim, (lanes, -1)).unbind(dim)
-        return torch.cat([apart[lane] for lane in chosen], dim)
-    return folded.unflatten(dim, (lanes, -1)).index_select(dim, chosen).flatten(dim, dim + 1)
-
-
-def _part(leaf: Any, groups: Groups, rows: int, dim: int) -> Any:
-    if isinstance(leaf, Tensor):
-        for axis in (dim, 0):
-            if leaf.ndim > axis and leaf.shape[axis] == rows:
-                return part(leaf, groups, axis)
-    return leaf
-
-
-def _first_tensor(output: Any) -> Tensor:
-    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def _change_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A block's output, tensor, tuple or dictionary, with its first tensor, the tokens, changed."""
-    leaves, spec = pytree.tree_flatten(output)
-    place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-    leaves[place] = change(leaves[place])
-    return pytree.tree_unflatten(leaves, spec)
+def _part(tensor: Tensor, groups: Groups, rows: int, dim: int) -> Tensor:
+    for axis in (dim, 0):
+        if tensor.ndim > axis and tensor.shape[axis] == rows:
+            return part(tensor, groups, axis)
+    return tensor

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dtme._shapes import Int
+from dtme.outputs import map_tensors, tensors_of
 from dtme.streams import Streams, stream_of
 
 
@@ -112,16 +112,15 @@ def leave_trunk(
     """Give a branch the stream of its task, or no rows where its task is not computed. A forward pre-hook."""
     if routing.rows is None and task not in routing.active:
         return _without_rows(args, kwargs)
-    return pytree.tree_map(partial(_own_stream, task), (args, kwargs))
-
-
-def _own_stream(task: str, value: Any) -> Any:
-    return stream_of(value, task) if isinstance(value, Streams) else value
+    return map_tensors((args, kwargs), partial(stream_of, task=task))
 
 
 def _without_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    leaves = [leaf._streams[0] if isinstance(leaf, Streams) else leaf for leaf in leaves]
-    rows = next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
-    emptied = [leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == rows else leaf for leaf in leaves]
-    return pytree.tree_unflatten(emptied, spec)
+    leaves = [leaf._streams[0] if isinstance(leaf, Streams) else leaf for leaf in tensors_of((args, kwargs))]
+    rows = next((len(leaf) for leaf in leaves if leaf.ndim), None)
+
+    def emptied(tensor: Tensor) -> Tensor:
+        own = tensor._streams[0] if isinstance(tensor, Streams) else tensor
+        return own[:0] if own.ndim and len(own) == rows else own
+
+    return map_tensors((args, kwargs), emptied)

@@ -1,0 +1,74 @@
+"""What a block returns: a tensor, or tensors inside tuples, lists, dictionaries, dict-like objects and data classes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+_TOKENS = re.compile(r"token|hidden|feature|^x$", re.IGNORECASE)
+
+
+def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The output with `change` applied to every tensor in it; containers are copied, never written to.
+
+    Example:
+        >>> import torch
+        >>> map_tensors({"tokens": torch.ones(2), "maps": (torch.ones(1), None)}, lambda tensor: tensor + 1)
+        {'tokens': tensor([2., 2.]), 'maps': (tensor([2.]), None)}
+    """
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if isinstance(leaf, MutableMapping):  # those that the tree functions do not know, such as subclasses of dict
+            twin = copy.copy(leaf)
+            for key, value in leaf.items():
+                twin[key] = map_tensors(value, change)
+            return twin
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            twin = copy.copy(leaf)
+            for field in dataclasses.fields(leaf):
+                object.__setattr__(twin, field.name, map_tensors(getattr(leaf, field.name), change))
+            return twin
+        return leaf
+
+    return pytree.tree_map(changed, output)
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Every tensor of an output, in the order in which `map_tensors` meets them."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            for value in leaf.values():
+                yield from tensors_of(value)
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in dataclasses.fields(leaf):
+                yield from tensors_of(getattr(leaf, field.name))
+
+
+def tokens_of(output: Any, like: Tensor, block: str) -> Tensor:
+    """The tokens in a block's output: the first tensor of the shape of those that entered, else the first tensor.
+
+    Among entries with names, those called tokens, features or hidden states come first: a matrix of attention weights
+    has the shape of the tokens where there are as many positions as channels.
+
+    Raises:
+        ValueError: There is no tensor in it; the message names the `block`.
+    """
+    entries = dict(vars(output)) if dataclasses.is_dataclass(output) else output
+    named = [value for name, value in entries.items() if _TOKENS.search(name)] if isinstance(entries, Mapping) else []
+    found = [*tensors_of(named), *tensors_of(output)]
+    if not found:
+        raise ValueError(
+            f"block {block!r} returned {type(output).__name__}, in which no tensor is found: return a tensor, or tensors "
+            "in a tuple, a list, a dictionary or a data class."
+        )
+    return next((tensor for tensor in found if tensor.shape == like.shape), found[0])
