@@ -151,6 +151,7 @@ def train(
     """
     run.model.train()
     sums: dict[str, Tensor] = {}
+    summed_from = run.step
     began = perf_counter()
     for rows in data_order(len(split), recipe.batch, until, seed, run.step):
         for group in run.made.param_groups:
@@ -169,9 +170,9 @@ def train(
             sums[task] = sums.get(task, torch.zeros(())) + loss.detach()
         if run.step % every == 0 or run.step == until:
             for task, total in sums.items():
-                mean = float(total) / ((run.step - 1) % every + 1)
+                mean = float(total) / (run.step - summed_from)
                 run.curves.setdefault(task, []).append([run.step, mean])
-            sums = {}
+            sums, summed_from = {}, run.step
             advance(run.step)
     run.seconds += perf_counter() - began
 
