@@ -107,6 +107,8 @@ def test_what_is_finished_is_not_done_again_unless_settings_change(finished: Ben
     assert jobs_of(finished, METHODS) == []
     changed = replace(finished, recipe=replace(RECIPE, steps=7))
     assert {job.name for job in jobs_of(changed, ("ST", "MT"))} >= {"MT", "MT, first steps", "ST depth"}
+    other = replace(finished, data=finished.out / "other.tar")
+    assert "MT" in {job.name for job in jobs_of(other, METHODS)}
     path = finished.out / "rows" / "TM.json"
     text = path.read_text()
     path.write_text(text[:50])

@@ -7,6 +7,7 @@ optimiser's state and its place in the schedule.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -82,7 +83,16 @@ class Bench:
     def settings(self) -> dict[str, Any]:
         """What a finished row must have been made with to be used again."""
         recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
-        return {"suite": self.suite, "seed": self.seed, "recipe": recipe, "loss_weights": LOSS_WEIGHTS[self.suite]}
+        data = (
+            None if self.data is None else [self.data.name, self.data.stat().st_size if self.data.is_file() else None]
+        )
+        return {
+            "suite": self.suite,
+            "data": data,
+            "seed": self.seed,
+            "recipe": recipe,
+            "loss_weights": LOSS_WEIGHTS[self.suite],
+        }
 
 
 def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:
@@ -138,10 +148,9 @@ def pretrain(bench: Bench, report: Report) -> None:
 
 def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
     """The weights of the shared trunk, from the cache where they have been trained before."""
-    recipe = bench.recipe
+    suite, recipe = bench.load(), bench.recipe
 
     def made() -> dict[str, Tensor]:
-        suite = bench.load()
         model = build(suite.tasks, recipe, PRETRAINING)
         run = Run(model, suite.tasks, optimiser(model, recipe))
         steps = recipe.pretrain_steps
@@ -157,7 +166,8 @@ def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
         return model.trunk.state_dict()
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
-    return cached(f"trunk/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite]):012x}", made)
+    images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
+    return cached(f"trunk/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images):012x}", made)
 
 
 def begin(bench: Bench, report: Report) -> None:
