@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("name", ["demo", "nuclei"])
 def test_its_tables_are_those_of_the_results(name: str):
     results = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    assert markdown(results) in README
+    assert markdown([results]) in README
 
 
 def test_what_it_calls_exists():

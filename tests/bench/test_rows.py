@@ -14,10 +14,11 @@ from dtme import cli
 from dtme.bench import jobs
 from dtme.bench.cost import costs
 from dtme.bench.display import Lines, shown
+from dtme.bench.experiment import Bench, figures
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.results import collect, write_report
-from dtme.bench.rows import Bench, figures, jobs_of, plan_of_method, trained
+from dtme.bench.rows import jobs_of, plan_of_method, trained
 from dtme.bench.table import cells, markdown, table
 from dtme.bench.training import Run, optimiser
 
@@ -112,7 +113,7 @@ def test_what_is_finished_is_not_done_again_unless_settings_change(finished: Ben
     path = finished.out / "rows" / "TM.json"
     text = path.read_text()
     path.write_text(text[:50])
-    assert [job.name for job in jobs_of(finished, METHODS)] == ["TM"]
+    assert [job.name for job in jobs_of(finished, METHODS) if not job.name.startswith("scenes, ")] == ["TM"]
     path.write_text(text)
 
 
@@ -128,12 +129,12 @@ def test_a_finished_row_gives_back_its_model(finished: Bench):
 
 
 def test_the_table_shows_every_figure(results: dict):
-    head, rows = cells(results)
+    head, rows = cells([results])
     assert all(len(row) == len(head) for row in rows)
-    text = markdown(results)
+    text = markdown([results])
     assert text.count("\n") == len(METHODS) + 2
     console = Console(width=160, file=io.StringIO(), record=True)
-    console.print(table(results))
+    console.print(table([results]))
     printed = console.export_text()
     assert all(cell in printed for row in rows for cell in row)
 

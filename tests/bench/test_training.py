@@ -11,7 +11,7 @@ import dtme
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split, Task
-from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, schedule, train, weighted_sum
+from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, schedule, train, weighted
 
 RECIPE = Recipe(size=16, width=16, depth=2, attention_heads=2, head_width=8, batch=4, steps=12, expand_at=4, warmup=2)
 
@@ -125,9 +125,9 @@ def test_decay_is_on_matrices_only():
     assert not any(name.endswith("bias") or "norm" in name or "cls_token" in name for name in decayed)
 
 
-def test_the_sum_is_weighted():
+def test_losses_are_weighted():
     losses = {"bright": torch.tensor(2.0), "dark": torch.tensor(0.5)}
-    assert float(weighted_sum(losses, make_tasks())) == 2.0 + 3 * 0.5
+    assert {task: loss.item() for task, loss in weighted(losses, make_tasks()).items()} == {"bright": 2.0, "dark": 1.5}
 
 
 def test_every_epoch_sees_each_sample_once():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -60,14 +60,14 @@ class Head(nn.Sequential):
         )
 
 
-def build(tasks: Sequence[Task], recipe: Recipe, seed: int, trunk: dict[str, Tensor] | None = None) -> MultiTaskViT:
+def build(tasks: Sequence[Task], recipe: Recipe, seed: int, start: Mapping[str, Tensor] | None = None) -> MultiTaskViT:
     """A model with first weights that depend on the seed alone: a task's head starts the same in every row.
 
     Args:
         tasks: Whose heads it has.
         recipe: Its shape.
         seed: Of the first weights.
-        trunk: Weights of a trunk trained before.
+        start: Weights trained before, named as in a model of all tasks: of a trunk, or of trunk and heads.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,8 +75,8 @@ def build(tasks: Sequence[Task], recipe: Recipe, seed: int, trunk: dict[str, Ten
         for task in tasks:
             torch.manual_seed(hash_of(seed, task.name))
             model.heads[task.name] = Head(recipe.width, recipe.head_width, task.channels, recipe.patch)
-    if trunk is not None:
-        model.trunk.load_state_dict(trunk)
+    if start is not None:
+        model.load_state_dict({name: start.get(name, first) for name, first in model.state_dict().items()})
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,17 @@ class Recipe:
         head_width: Channels inside a task's head.
         batch: Images a step.
         images: Scenes rendered to pretrain, to train and to measure on; a suite of real images has as many as it has.
-        pretrain_steps: Steps of the shared trunk on the pretraining split, all tasks together.
+        start: Where rows begin. `"trunk"`: from one trunk trained on the pretraining split, heads anew, for the training
+            split is new to it. `"plateau"`: from a whole model trained to its end on both splits, one per seed; rows go on
+            there with all of these images, so that what they gain is not merely more training.
+        pretrain_steps: Steps of what rows begin from, all tasks together.
         steps: Steps of every row.
         expand_at: Step at which conflicts are measured and the plan is applied.
         analysis_batches: Batches of the training split that the analysis reads.
         learning_rate: Peak learning rate of the trunk.
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
-        insert_rate: Learning rate of what the plan adds, as a multiple of the trunk's.
+        insert_rate: Learning rate of modulators and task tokens, as a multiple of the trunk's.
+        low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
         weight_decay: Decoupled; not on norms, biases, class token and what the plan adds.
         warmup: Steps over which the learning rate rises to its peak.
         fraction: Share of the blocks for modulators, and for task tokens.
@@ -38,6 +43,7 @@ class Recipe:
     head_width: int = 32
     batch: int = 16
     images: tuple[int, int, int] = (2000, 1000, 400)
+    start: Literal["trunk", "plateau"] = "trunk"
     pretrain_steps: int = 800
     steps: int = 600
     expand_at: int = 60
@@ -45,6 +51,7 @@ class Recipe:
     learning_rate: float = 1e-3
     head_rate: float = 3.0
     insert_rate: float = 10.0
+    low_rank_rate: float = 3.0
     weight_decay: float = 0.02
     warmup: int = 50
     fraction: float = 0.5
@@ -58,3 +65,22 @@ class Recipe:
 
 PRETRAINING = -1
 """The seed of the pretraining's data order and first weights: no row shares it."""
+
+TRANSFER = Recipe()
+"""A trunk that knows the tasks meets new images: the regime of the demo, far from converged."""
+
+PLATEAU = Recipe(
+    size=32,
+    patch=4,
+    width=24,
+    depth=6,
+    attention_heads=2,
+    head_width=16,
+    start="plateau",
+    pretrain_steps=12000,
+    steps=2000,
+    expand_at=0,
+    analysis_batches=16,
+    warmup=100,
+)
+"""A small trunk at its end: more steps gain plain training next to nothing, so that what tasks take from each other shows."""

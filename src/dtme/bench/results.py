@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
-from dtme.apply import added_parameters, apply
-from dtme.bench.cost import Cost, costs
-from dtme.bench.jobs import Report
+from dtme.bench.experiment import Bench, figures
 from dtme.bench.model import build
-from dtme.bench.rows import Bench, Method, figures, plan_of_method, trained
+from dtme.bench.rows import plan_of_method, trained
 from dtme.bench.suite import Suite
-from dtme.bench.training import Run, optimiser, predictions
+from dtme.bench.training import predictions
 from dtme.metrics import delta_m, relative_gain
 from dtme.report import ConflictReport
 
@@ -30,17 +28,14 @@ if TYPE_CHECKING:
 FORMAT = "dtme.results"
 
 
-def collect(
-    bench: Bench, methods: Sequence[Method], *, command: str, seconds: float, progress: Report | None = None
-) -> dict[str, Any]:
-    """All figures of a benchmark run, written to `results.json` in its folder as well.
+def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: float) -> dict[str, Any]:
+    """All figures of one seed of a benchmark run, written to `results.json` in its folder as well.
 
     Args:
         bench: Whose rows have been finished.
         methods: The table's rows; ST and MT, which the others are held against, are always among them.
         command: What was typed.
         seconds: How long it took.
-        progress: Told how far the measurement of costs is.
     """
     suite = bench.load()
     tasks = [
@@ -48,7 +43,7 @@ def collect(
         for task in suite.tasks
     ]
     higher = {task["name"]: task["higher_is_better"] for task in tasks}
-    cost = _costs(bench, suite, methods, progress)
+    prices = figures(bench, "cost")
     single = {task.name: figures(bench, f"ST {task.name}") for task in suite.tasks}
     reference = {task: row["metrics"][task] for task, row in single.items()}
     curves = {"ST": {task: row["curves"][task] for task, row in single.items()}}
@@ -58,13 +53,14 @@ def collect(
     for method in methods:
         if method == "ST":
             metrics, spent = reference, sum(row["seconds"] for row in single.values())
+            steps = bench.recipe.steps
         else:
             row = figures(bench, method)
-            metrics, spent = row["metrics"], row["seconds"]
+            metrics, spent, steps = row["metrics"], row["seconds"], row["steps"]
             curves[method] = row["curves"]
         plan = plan_of_method(bench, method)
         spent += first["analysis_seconds"] if plan is not None else 0.0
-        added = 0 if plan is None else plan.parameters(bench.recipe.width)
+        added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
             {
                 "method": method,
@@ -73,8 +69,11 @@ def collect(
                 "gains": relative_gain(metrics, reference, higher),
                 "parameters_added": added,
                 "parameters_added_percent": 100 * added / _parameters(bench, suite),
-                "step_cost": cost[method].step,
-                "inference_cost": cost[method].inference,
+                "steps": steps,
+                "step_cost": cost["step"],
+                "inference_cost": cost["inference"],
+                "step_flops": cost["step_flops"],
+                "inference_flops": cost["inference_flops"],
                 "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
                 "wall_clock": spent,
                 "wall_clock_ratio": spent / plain_seconds,
@@ -107,7 +106,7 @@ def seconds_before(bench: Bench) -> float:
         return 0.0
 
 
-def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Method], images: int = 4) -> Path:
+def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[str], images: int = 4) -> Path:
     """The report page of a benchmark run, one file.
 
     Args:
@@ -136,7 +135,7 @@ def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[Met
         predictions=found,
         kinds={task.name: task.kind for task in suite.tasks},
     )
-    plan = plan_of_method(bench, shown[-1])  # pyright: ignore[reportArgumentType]
+    plan = plan_of_method(bench, shown[-1])
     path = bench.out / "report.html"
     write_page(path, results, ConflictReport.load(bench.out / "report.json"), plan, samples)
     return path
@@ -158,32 +157,26 @@ def _in_order(bench: Bench, blocks: Sequence[str]) -> list[str]:
     return sorted(blocks, key=order.index)
 
 
-def _costs(bench: Bench, suite: Suite, methods: Sequence[Method], progress: Report | None) -> dict[Method, Cost]:
-    recipe = bench.recipe
-    runs: dict[str, list[Run]] = {}
-    for method in methods:
-        shares = [(task,) for task in suite.tasks] if method == "ST" else [suite.tasks]
-        runs[method] = []
-        for tasks in shares:
-            model = build(tasks, recipe, bench.seed)
-            plan = plan_of_method(bench, method)
-            if plan is not None:
-                apply(model, plan)
-                assert sum(p.numel() for _, p in added_parameters(model)) == plan.parameters(recipe.width)
-            runs[method].append(Run(model, tasks, optimiser(model, recipe)))
-    return costs(runs, suite.train, recipe, advance=progress)  # pyright: ignore[reportReturnType]
-
-
 def _notes(bench: Bench, suite: Suite, first: Mapping[str, Any]) -> list[str]:
     recipe = bench.recipe
+    if recipe.start == "plateau":
+        begins = (
+            f"Every row of a seed begins with one model trained for {recipe.pretrain_steps} steps on all tasks together, with "
+            f"the {len(suite.train)} images that the rows train on."
+        )
+    else:
+        begins = (
+            f"Every row starts from one trunk, trained for {recipe.pretrain_steps} steps on all tasks together with "
+            f"{len(suite.pretrain)} other images of the same kind; heads start anew."
+        )
+    branches = f" Expanded rows branch off MT at step {recipe.expand_at}." if recipe.expand_at else ""
     return [
-        f"Every row starts from one trunk, trained for {recipe.pretrain_steps} steps on all tasks together with "
-        f"{len(suite.pretrain)} other images of the same kind; heads start anew.",
+        begins,
         f"Rows train for {recipe.steps} steps of {recipe.batch} images ({len(suite.train)} in all), paired: the same first "
-        f"weights and the same batches. Expanded rows branch off MT at step {recipe.expand_at}.",
-        f"Measured on {len(suite.test)} test images, one seed: differences of a few tenths of Delta_m are noise.",
+        f"weights and the same batches.{branches}",
+        f"Measured on {len(suite.test)} test images; within one seed, differences of a few tenths of Delta_m are noise.",
         f"The analysis read {recipe.analysis_batches} batches twice and took {first['analysis_seconds']:.1f} s, as long as "
         f"{first['analysis_steps']:.0f} training steps; its time is in the wall-clock of the expanded rows.",
-        "Step and inference cost: median ratio to MT over turns taken one after another on all cores. Wall-clock: of the "
-        "training itself, one core each.",
+        "Step and inference cost: median ratio to MT over turns taken one after another. Wall-clock: of the training "
+        "itself, one core each.",
     ]

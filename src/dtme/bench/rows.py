@@ -1,17 +1,18 @@
-"""The rows of a table: what each method trains, from the shared trunk to the figures, one file each.
+"""The rows of a table: what each method trains, from where all begin to the figures, one file each.
 
-Every row starts from one trunk, sees the same batches in the same order, and runs for the same number of steps. The
-rows that expand branch off the plain multi-task run at the step where conflicts are measured, with its weights, its
-optimiser's state and its place in the schedule.
+Every row of a seed begins with the same weights, sees the same batches in the same order and, unless it says otherwise,
+runs for the same number of steps. The rows that insert branch off the plain multi-task run at the step where conflicts
+are measured, with its weights, its optimiser's state and its place in the schedule.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,103 +20,71 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dtme._files import read_json, write_text, written_whole
+from dtme._files import written_whole
 from dtme.analysis import analyze
-from dtme.apply import apply
+from dtme.apply import added_parameters, apply
 from dtme.bench.cache import cached
+from dtme.bench.cost import costs
+from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
+from dtme.bench.methods import Method, method_of
 from dtme.bench.model import MultiTaskViT, build, hash_of
-from dtme.bench.recipe import PRETRAINING, Recipe
-from dtme.bench.suite import Suite
+from dtme.bench.recipe import PRETRAINING
+from dtme.bench.suite import Split, Suite
 from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, task_losses, train
 from dtme.plan import Plan
 from dtme.report import ConflictReport
 
-Method = Literal["ST", "MT", "TM", "TE", "TM+TE"]
-FORMAT = "dtme.row"
+KEPT_EVERY = 1000
+"""Steps after which an unfinished run is written down, so that it can go on from there."""
 
-LOSS_WEIGHTS = {
-    "scenes": {"semseg": 1.0, "depth": 1.0, "normals": 10.0, "edges": 50.0},
-    "nuclei": {"mask": 1.0, "boundary": 50.0, "horizontal": 10.0, "vertical": 10.0},
-}
-"""Per suite, the weight of each task's loss: those in common use for the tasks of NYUD-v2, and their like for nuclei."""
-
-_OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "fraction")
-"""What of a recipe the shared trunk does not depend on."""
+_OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "low_rank_rate", "fraction")
+"""What of a recipe the weights that rows begin with do not depend on."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One benchmark run: everything that its rows depend on.
+def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
+    """The jobs of one seed, the longest first among those that can start together; finished ones are left out.
 
-    Attributes:
-        suite: Name of the suite.
-        data: Where its data is, if it needs any.
-        recipe: Every number of the training.
-        seed: Of data order and first weights.
-        out: Folder of all results.
+    Args:
+        bench: The seed.
+        methods: Names of the rows.
+        label: Put before the names of jobs, where several seeds run together.
+
+    Raises:
+        ValueError: A method is unknown.
     """
-
-    suite: Literal["scenes", "nuclei"]
-    recipe: Recipe
-    out: Path
-    data: Path | None = None
-    seed: int = 0
-
-    def load(self, report: Report | None = None) -> Suite:
-        """The suite with the weights of its losses, from the cache where it has been made before."""
-        suite = self._data(report)
-        weights = LOSS_WEIGHTS[self.suite]
-        return replace(suite, tasks=tuple(replace(task, weight=weights[task.name]) for task in suite.tasks))
-
-    def _data(self, report: Report | None) -> Suite:
-        if self.suite == "nuclei":
-            from dtme.bench import nuclei
-
-            if self.data is None:
-                raise ValueError("the suite 'nuclei' needs its data: --data FOLDER_OR_TAR.")
-            return nuclei.suite(self.data, size=self.recipe.size, progress=report)
-        from dtme.bench import scenes
-
-        pretrain, train, test = self.recipe.images
-        return scenes.suite(size=self.recipe.size, pretrain=pretrain, train=train, test=test, progress=report)
-
-    def settings(self) -> dict[str, Any]:
-        """What a finished row must have been made with to be used again."""
-        recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
-        data = (
-            None if self.data is None else [self.data.name, self.data.stat().st_size if self.data.is_file() else None]
-        )
-        return {
-            "suite": self.suite,
-            "data": data,
-            "seed": self.seed,
-            "recipe": recipe,
-            "loss_weights": LOSS_WEIGHTS[self.suite],
-        }
-
-
-def jobs_of(bench: Bench, methods: Sequence[Method]) -> list[Job]:
-    """The jobs of a benchmark run, the longest first among those that can start together; finished ones are left out."""
+    wanted = [method_of(name) for name in methods]
     data = _data_jobs(bench)
     ready = tuple(job.name for job in data)
+    inserting = [method for method in wanted if method.plan is not None]
+    priced = [method for method in wanted if method.lasts is not None]
     jobs = [
-        *data,
-        Job("shared trunk", pretrain, (bench,), after=ready),
-        Job("MT, first steps", begin, (bench,), after=("shared trunk",)),
-        *(Job(m, finish, (bench, m), after=("MT, first steps",)) for m in ("TM+TE", "TM", "TE", "MT") if m in methods),
+        Job("start", begin_all, (bench,), after=ready),
+        Job("MT, first steps", begin, (bench,), after=("start",)),
+        Job("cost", price, (bench, tuple(methods)), after=("MT, first steps",)),
+        *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
+        *(Job(method.name, finish, (bench, method.name), after=("MT, first steps",)) for method in reversed(inserting)),
         *(
-            Job(f"ST {task}", single_task, (bench, task), after=("shared trunk",))
+            Job(method.name, finish, (bench, method.name), after=("MT, first steps",))
+            for method in wanted
+            if method not in (*priced, *inserting) and method.name != "ST"
+        ),
+        *(
+            Job(f"ST {task}", single_task, (bench, task), after=("start",))
             for task in LOSS_WEIGHTS[bench.suite]
-            if "ST" in methods
+            if any(method.name == "ST" for method in wanted)
         ),
     ]
-    done = {job.name for job in jobs if _is_done(bench, job.name)}
-    return [
-        Job(job.name, job.work, job.arguments, tuple(name for name in job.after if name not in done))
-        for job in jobs
-        if job.name not in done
+    done = {job.name for job in jobs if is_done(bench, job.name)}
+    if "cost" in done and set(methods) - figures(bench, "cost")["costs"].keys():
+        done.discard("cost")
+    missing = [job for job in jobs if job.name not in done]
+    named = {job.name: label + job.name for job in jobs} | {name: name for name in ready}  # seeds share the data
+    labelled = [
+        Job(named[job.name], job.work, job.arguments, tuple(named[name] for name in job.after if name not in done))
+        for job in missing
     ]
+    return [*data, *labelled] if labelled else []
 
 
 def _data_jobs(bench: Bench) -> list[Job]:
@@ -129,7 +98,6 @@ def _data_jobs(bench: Bench) -> list[Job]:
 def read(bench: Bench, report: Report) -> None:
     """Make the suite's data, once."""
     bench.load(report)
-    _finish(bench, bench.suite, {})
 
 
 def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int, report: Report) -> None:
@@ -137,43 +105,39 @@ def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int
     from dtme.bench import scenes
 
     scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
-    _finish(bench, f"scenes, {split}", {})
 
 
-def pretrain(bench: Bench, report: Report) -> None:
-    """Train the trunk that all rows start from: all tasks together, on the pretraining split, heads thrown away."""
-    trunk_of(bench, report)
-    _finish(bench, "shared trunk", {})
+def begin_all(bench: Bench, report: Report) -> None:
+    """Train what all rows begin with, all tasks together."""
+    start_of(bench, report)
+    keep(bench, "start", {})
 
 
-def trunk_of(bench: Bench, report: Report) -> dict[str, Tensor]:
-    """The weights of the shared trunk, from the cache where they have been trained before."""
+def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
+    """The weights that rows begin with, from the cache where they have been trained before.
+
+    Of a trunk alone, the same for all seeds, or of a whole model at its plateau, one per seed: `Recipe.start`.
+    """
     suite, recipe = bench.load(), bench.recipe
+    whole = recipe.start == "plateau"
+    seed = bench.seed if whole else PRETRAINING
 
     def made() -> dict[str, Tensor]:
-        model = build(suite.tasks, recipe, PRETRAINING)
+        model = build(suite.tasks, recipe, seed)
         run = Run(model, suite.tasks, optimiser(model, recipe))
-        steps = recipe.pretrain_steps
-        train(
-            run,
-            suite.pretrain,
-            recipe,
-            seed=PRETRAINING,
-            steps=steps,
-            until=steps,
-            advance=lambda step: report(step, steps),
-        )
-        return model.trunk.state_dict()
+        seed_of_order = hash_of(seed, "start") if whole else seed
+        _train_on(bench, "start", run, suite.pretrain, seed_of_order, recipe.pretrain_steps, report)
+        return {name: weight for name, weight in model.state_dict().items() if whole or name.startswith("trunk.")}
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
     images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
-    return cached(f"trunk/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images):012x}", made)
+    return cached(f"start/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images, seed):012x}", made)
 
 
 def begin(bench: Bench, report: Report) -> None:
-    """The plain multi-task run up to the step of expansion, and the analysis there."""
+    """The plain multi-task run up to the step of insertion, and the analysis there."""
     suite, recipe = bench.load(), bench.recipe
-    model = build(suite.tasks, recipe, bench.seed, trunk_of(bench, report))
+    model = build(suite.tasks, recipe, bench.seed, start_of(bench, report))
     run = Run(model, suite.tasks, optimiser(model, recipe))
     total = recipe.expand_at
     train(
@@ -185,53 +149,91 @@ def begin(bench: Bench, report: Report) -> None:
         until=total,
         advance=lambda step: report(step, total),
     )
-    began = time.perf_counter()
     order = data_order(len(suite.train), recipe.batch, recipe.analysis_batches, hash_of(bench.seed, "analysis"))
     batches = [suite.train.batch(rows) for rows in order]
+    began = time.perf_counter()
     conflicts = analyze(model, lambda m, batch: task_losses(m, batch, suite.tasks), batches)
     seconds = time.perf_counter() - began
     conflicts.save(bench.out / "report.json")
     with written_whole(bench.out / "start.pt") as temporary:
         torch.save(run.state(), temporary)
-    per_step = run.seconds / total if total else None
-    _finish(
+    spare = Run(model, suite.tasks, optimiser(model, recipe))  # for the price of a step; its training is thrown away
+    train(spare, suite.train, recipe, seed=0, steps=20, until=20, advance=lambda step: None)
+    keep(
         bench,
         "MT, first steps",
-        {"analysis_seconds": seconds, "analysis_steps": seconds / per_step if per_step else None},
+        {"analysis_seconds": seconds, "analysis_steps": seconds / (spare.seconds / 20)},
     )
 
 
-def finish(bench: Bench, method: Method, report: Report) -> None:
-    """A multi-task row from the step of expansion to its figures."""
+def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
+    """What a step and a pass of each method cost, taken in turns."""
+    suite, recipe = bench.load(), bench.recipe
+    wanted = {method.name: method for method in map(method_of, methods)}
+    for method in list(wanted.values()):
+        if method.lasts is not None:
+            wanted.setdefault(method.lasts[0], method_of(method.lasts[0]))
+    wanted.setdefault("MT", method_of("MT"))
+    runs: dict[str, list[Run]] = {}
+    added: dict[str, int] = {}
+    for name, method in wanted.items():
+        shares = [(task,) for task in suite.tasks] if name == "ST" else [suite.tasks]
+        if name not in ("ST", "MT") and method.plan is None:
+            continue  # its steps are those of MT
+        runs[name] = []
+        for tasks in shares:
+            model = build(tasks, recipe, bench.seed)
+            plan = plan_of_method(bench, name)
+            if plan is not None:
+                added[name] = sum(p.numel() for _, p in added_parameters(apply(model, plan)))
+            runs[name].append(Run(model, tasks, optimiser(model, recipe)))
+    found = costs(runs, suite.train, recipe, advance=report)
+    plain = {name: found["MT"] for name in wanted if name not in found}
+    priced = {name: asdict(cost) for name, cost in {**found, **plain}.items()}
+    keep(bench, "cost", {"costs": priced, "added": {name: added.get(name, 0) for name in priced}})
+
+
+def steps_of(bench: Bench, method: Method) -> int:
+    """How long a method trains: as long as the others, so many times longer, or as long as another method's price allows."""
+    recipe = bench.recipe
+    if method.lasts is None:
+        return round(recipe.steps * method.longer)
+    other, currency = method.lasts
+    costs_of_other = figures(bench, "cost")["costs"][other]
+    per_step = costs_of_other["step" if currency == "time" else "step_flops"]
+    analysis = figures(bench, "MT, first steps")["analysis_steps"]
+    return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
+
+
+def finish(bench: Bench, name: str, report: Report) -> None:
+    """A multi-task row from the step of insertion to its figures."""
     suite, recipe = bench.load(), bench.recipe
     model = build(suite.tasks, recipe, bench.seed)
     run = Run(model, suite.tasks, optimiser(model, recipe))
     run.restore(torch.load(bench.out / "start.pt", weights_only=True))
-    plan = plan_of_method(bench, method)
+    plan = plan_of_method(bench, name)
     if plan is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash_of(bench.seed, method))
+            torch.manual_seed(hash_of(bench.seed, name))
             apply(model, plan)
         add_inserts(run.made, model, recipe)
-    _to_the_end(bench, method, suite, run, report)
+    _to_the_end(bench, name, suite, run, steps_of(bench, method_of(name)), report)
 
 
 def single_task(bench: Bench, task: str, report: Report) -> None:
     """The single-task row of one task."""
     suite, recipe = bench.load(), bench.recipe
     own = tuple(t for t in suite.tasks if t.name == task)
-    model = build(own, recipe, bench.seed, trunk_of(bench, report))
-    _to_the_end(bench, f"ST {task}", suite, Run(model, own, optimiser(model, recipe)), report)
+    model = build(own, recipe, bench.seed, start_of(bench, report))
+    _to_the_end(bench, f"ST {task}", suite, Run(model, own, optimiser(model, recipe)), recipe.steps, report)
 
 
-def plan_of_method(bench: Bench, method: Method) -> Plan | None:
-    """The plan a method applies, from the report of the analysis."""
-    if method in ("ST", "MT"):
+def plan_of_method(bench: Bench, name: str) -> Plan | None:
+    """The plan a method applies, from the report of the analysis; `None` for one that inserts nothing."""
+    method = method_of(name)
+    if method.plan is None:
         return None
-    conflicts = ConflictReport.load(bench.out / "report.json")
-    return conflicts.plan(
-        fraction=bench.recipe.fraction, modulation=method in ("TM", "TM+TE"), expansion=method in ("TE", "TM+TE")
-    )
+    return method.plan(ConflictReport.load(bench.out / "report.json"), bench.recipe, bench.seed)
 
 
 def trained(bench: Bench, name: str) -> MultiTaskViT:
@@ -242,54 +244,47 @@ def trained(bench: Bench, name: str) -> MultiTaskViT:
         model = build(own, bench.recipe, bench.seed)
     else:
         model = build(suite.tasks, bench.recipe, bench.seed)
-        plan = plan_of_method(bench, name)  # pyright: ignore[reportArgumentType]
+        plan = plan_of_method(bench, name)
         if plan is not None:
             apply(model, plan)
-    model.load_state_dict(load_file(_path(bench, name, "safetensors")))
+    model.load_state_dict(load_file(path_of(bench, name, "safetensors")))
     return model
 
 
-def figures(bench: Bench, name: str) -> dict[str, Any]:
-    """What a finished row left: metrics, curves, seconds.
-
-    Raises:
-        ValueError: The file is not one of these.
-    """
-    path = _path(bench, name, "json")
-    return read_json(path.read_text(encoding="utf-8"), FORMAT, str(path))
-
-
-def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, report: Report) -> None:
-    recipe = bench.recipe
-    steps = recipe.steps
-    train(
-        run,
-        suite.train,
-        recipe,
-        seed=bench.seed,
-        steps=steps,
-        until=steps,
-        advance=lambda step: report(step, steps),
-    )
+def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, steps: int, report: Report) -> None:
+    _train_on(bench, name, run, suite.train, bench.seed, steps, report)
     metrics = evaluate(run.model, suite.test, run.tasks)
-    path = _path(bench, name, "safetensors")
+    path = path_of(bench, name, "safetensors")
     with written_whole(path) as temporary:
         save_file(run.model.state_dict(), temporary)
-    _finish(bench, name, {"metrics": metrics, "curves": run.curves, "seconds": run.seconds})
+    keep(bench, name, {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": steps})
 
 
-def _path(bench: Bench, name: str, suffix: str) -> Path:
-    return bench.out / "rows" / f"{name.replace(' ', '-').replace(',', '')}.{suffix}"
+def _train_on(bench: Bench, name: str, run: Run, split: Split, seed: int, steps: int, report: Report) -> None:
+    """Train to the end, from where an interrupted run of the same settings was last written down."""
+    path = path_of(bench, name, "pt")
+    kept = _unfinished(path, bench.settings())
+    if kept is not None:
+        run.restore(kept)
+    while run.step < steps:
+        train(
+            run,
+            split,
+            bench.recipe,
+            seed=seed,
+            steps=steps,
+            until=min(steps, run.step + KEPT_EVERY),
+            advance=lambda step: report(step, steps),
+        )
+        if run.step < steps:
+            with written_whole(path) as temporary:
+                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
+    path.unlink(missing_ok=True)
 
 
-def _finish(bench: Bench, name: str, found: dict[str, Any]) -> None:
-    data = {"format": FORMAT, "version": 1, "settings": bench.settings(), **found}
-    write_text(_path(bench, name, "json"), json.dumps(data, indent=1) + "\n")
-
-
-def _is_done(bench: Bench, name: str) -> bool:
-    """Whether a row was finished before, with the same settings."""
+def _unfinished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        return figures(bench, name)["settings"] == bench.settings()
-    except (OSError, ValueError):
-        return False
+        kept = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None

@@ -1,58 +1,100 @@
-"""The table a benchmark run ends in, for the terminal and as Markdown."""
+"""The table a benchmark run ends in, for the terminal and as Markdown: one seed as it is, several as mean and spread."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from dtme.bench.lines import rows_of
+from dtme.bench.statistics import paired, spread
 
-def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, as text."""
+Runs = Sequence[Mapping[str, Any]]
+"""Results, one per seed."""
+
+
+def cells(runs: Runs) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text.
+
+    Several seeds add the difference to MT within a seed: mean, half-width of the 95 % interval, p-value (Student's t).
+    """
     arrows = {True: "↑", False: "↓"}
-    tasks = results["tasks"]
+    tasks = runs[0]["tasks"]
+    several = len(runs) > 1
     head = ["", *(f"{task['name']} {task['metric']} {arrows[task['higher_is_better']]}" for task in tasks)]
-    head += ["Δm % ↑", "added", "step", "inference", "wall-clock", "parts at block"]
-    rows = []
-    for row in results["rows"]:
-        added = (
-            f"{row['parameters_added']:,} ({row['parameters_added_percent']:.2f} %)" if row["parameters_added"] else "0"
-        )
-        rows.append(
-            [
-                row["method"],
-                *(_figure(row["metrics"][task["name"]]) for task in tasks),
-                "0" if row["method"] == "ST" else f"{row['delta_m']:+.2f}",
-                added,
-                f"{row['step_cost']:.2f} x",
-                f"{row['inference_cost']:.2f} x",
-                f"{row['wall_clock_ratio']:.2f} x",
-                (row["streams_part_at"] or "-").rpartition("blocks.")[2],
-            ]
-        )
-    return head, rows
+    head += ["Δm % ↑", *(["against MT", "p"] if several else [])]
+    head += ["added", "step", "inference", "wall-clock", "parts at block"]
+    methods = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
+    return head, [_row(runs, method, tasks) for method in methods]
+
+
+def _row(runs: Runs, method: str, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = rows_of(runs, method)
+    own = list(rows.values())
+
+    def mean(of: str) -> float:
+        return statistics.fmean(row[of] for row in own)
+
+    gain = "0" if method == "ST" else f"{mean('delta_m'):+.2f}"
+    if len(own) > 1 and method != "ST":
+        gain += f" ± {spread([row['delta_m'] for row in own]):.2f}"
+    added, share = round(mean("parameters_added")), mean("parameters_added_percent")
+    return [
+        method if len(own) == len(runs) else f"{method} ({len(own)} seeds)",
+        *(_figure(statistics.fmean(row["metrics"][task["name"]] for row in own)) for task in tasks),
+        gain,
+        *(_against_plain(runs, rows, method) if len(runs) > 1 else []),
+        f"{added:,} ({share:.2f} %)" if added else "0",
+        f"{mean('step_cost'):.2f} x",
+        f"{mean('inference_cost'):.2f} x",
+        f"{mean('wall_clock_ratio'):.2f} x",
+        _parting(own),
+    ]
+
+
+def _against_plain(runs: Runs, rows: Mapping[int, Mapping[str, Any]], method: str) -> list[str]:
+    plain = rows_of(runs, "MT")
+    seeds = [seed for seed in rows if seed in plain]
+    if method == "MT" or not seeds:
+        return ["0" if method == "MT" else "-", "-"]
+    found = paired([rows[seed]["delta_m"] for seed in seeds], [plain[seed]["delta_m"] for seed in seeds])
+    if math.isinf(found.halfwidth):
+        return [f"{found.mean:+.2f}", "-"]
+    return [f"{found.mean:+.2f} ± {found.halfwidth:.2f}", "<0.001" if found.p < 0.001 else f"{found.p:.3f}"]
+
+
+def _parting(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The block where streams part; where seeds differ, each with how often."""
+    places = Counter((row["streams_part_at"] or "-").rpartition("blocks.")[2] for row in rows)
+    if len(places) == 1:
+        return next(iter(places))
+    return ", ".join(f"{place} ({times}x)" for place, times in sorted(places.items()))
 
 
 def _figure(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(runs: Runs) -> Table:
     """The table for the terminal."""
-    head, rows = cells(results)
-    drawn = Table(title=f"{results['suite']}: costs are relative to MT", title_justify="left", box=box.SIMPLE)
+    head, rows = cells(runs)
+    seeds = f"{len(runs)} seeds; " if len(runs) > 1 else ""
+    drawn = Table(title=f"{runs[0]['suite']}: {seeds}costs are relative to MT", title_justify="left", box=box.SIMPLE)
     for column, title in enumerate(head):
-        short = title.replace(" ", "\n", 1) if column <= len(results["tasks"]) else title
+        short = title.replace(" ", "\n", 1) if column <= len(runs[0]["tasks"]) else title
         drawn.add_column(short, justify="right" if column else "left", style=None if column else "bold")
     for row in rows:
         drawn.add_row(*row)
     return drawn
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(runs: Runs) -> str:
     """The table as Markdown."""
-    head, rows = cells(results)
+    head, rows = cells(runs)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -19,6 +19,9 @@ from dtme.bench.suite import Split, Task
 Curves = dict[str, list[list[float]]]
 """Per task, pairs of step and training loss, each a mean over the steps since the pair before."""
 
+Backward = Callable[[nn.Module, Mapping[str, Tensor]], Any]
+"""Fills the parameters' `.grad` from a model and its tasks' weighted losses."""
+
 
 def task_losses(model: nn.Module, batch: dict[str, Tensor], tasks: Sequence[Task]) -> dict[str, Tensor]:
     """Each task's loss on a batch of a split."""
@@ -26,9 +29,14 @@ def task_losses(model: nn.Module, batch: dict[str, Tensor], tasks: Sequence[Task
     return {task.name: task.loss(outputs[task.name], batch[task.name]) for task in tasks}
 
 
-def weighted_sum(losses: Mapping[str, Tensor], tasks: Sequence[Task]) -> Tensor:
-    """What training minimises: the sum of the tasks' losses, each times the weight of its task."""
-    return torch.stack([task.weight * losses[task.name] for task in tasks]).sum()
+def weighted(losses: Mapping[str, Tensor], tasks: Sequence[Task]) -> dict[str, Tensor]:
+    """The tasks' losses, each times the weight of its task: training minimises their sum."""
+    return {task.name: task.weight * losses[task.name] for task in tasks}
+
+
+def backward_of_sum(model: nn.Module, losses: Mapping[str, Tensor]) -> None:
+    """Gradients of the plain sum: what `Backward` is unless a method balances the tasks otherwise."""
+    torch.stack(list(losses.values())).sum().backward()
 
 
 def data_order(samples: int, batch: int, steps: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -68,9 +76,13 @@ def optimiser(model: MultiTaskViT, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe) -> None:
-    """Give the parameters a plan added a group of their own: no decay, which would pull scales to 0 instead of to 1."""
-    new = [parameter for _, parameter in added_parameters(model)]
-    made.add_param_group({"params": new, "rate": recipe.insert_rate, "weight_decay": 0.0})
+    """Give the parameters a plan added groups of their own: no decay, which would pull scales to 0 instead of to 1."""
+    new = list(added_parameters(model))
+    low_rank = [parameter for name, parameter in new if ".low_rank." in name]
+    others = [parameter for name, parameter in new if ".low_rank." not in name]
+    for parameters, rate in ((others, recipe.insert_rate), (low_rank, recipe.low_rank_rate)):
+        if parameters:
+            made.add_param_group({"params": parameters, "rate": rate, "weight_decay": 0.0})
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -133,8 +145,9 @@ def train(
     until: int,
     advance: Callable[[int], None],
     every: int = 25,
+    backward: Backward = backward_of_sum,
 ) -> None:
-    """Train up to step `until` of a schedule over `steps`, on the weighted sum of the tasks' losses.
+    """Train up to step `until` of a schedule over `steps`, on the weighted losses of the tasks.
 
     Args:
         run: Changed in place.
@@ -145,6 +158,7 @@ def train(
         until: Stop before this step.
         advance: Told the number of steps done, now and then.
         every: Steps between two points of the curves.
+        backward: How the losses become gradients.
 
     Raises:
         FloatingPointError: A loss is not finite; names task and step.
@@ -162,7 +176,7 @@ def train(
                 raise FloatingPointError(
                     f"the loss of task {task!r} is {loss.item()} at step {run.step + 1}: lower the learning rate."
                 )
-        weighted_sum(losses, run.tasks).backward()
+        backward(run.model, weighted(losses, run.tasks))
         run.made.step()
         run.made.zero_grad(set_to_none=True)
         run.step += 1

@@ -1,0 +1,112 @@
+"""One seed of a benchmark run: its settings, its data, and the files its rows leave."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dtme._files import read_json, write_text
+from dtme.bench.jobs import Report
+from dtme.bench.recipe import Recipe
+from dtme.bench.suite import Split, Suite
+
+FORMAT = "dtme.row"
+
+LOSS_WEIGHTS = {
+    "scenes": {"semseg": 1.0, "depth": 1.0, "normals": 10.0, "edges": 50.0},
+    "nuclei": {"mask": 1.0, "boundary": 50.0, "horizontal": 10.0, "vertical": 10.0},
+}
+"""Per suite, the weight of each task's loss: those in common use for the tasks of NYUD-v2, and their like for nuclei."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed of a benchmark run: everything that its rows depend on.
+
+    Attributes:
+        suite: Name of the suite.
+        recipe: Every number of the training.
+        out: Folder of all results.
+        data: Where the suite's data is, if it needs any.
+        seed: Of data order and first weights.
+    """
+
+    suite: Literal["scenes", "nuclei"]
+    recipe: Recipe
+    out: Path
+    data: Path | None = None
+    seed: int = 0
+
+    def load(self, report: Report | None = None) -> Suite:
+        """The suite with the weights of its losses, from the cache where it has been made before."""
+        suite = self._data(report)
+        weights = LOSS_WEIGHTS[self.suite]
+        suite = replace(suite, tasks=tuple(replace(task, weight=weights[task.name]) for task in suite.tasks))
+        if self.recipe.start == "plateau":
+            whole = _together(suite.pretrain, suite.train)
+            return replace(suite, pretrain=whole, train=whole)
+        return suite
+
+    def _data(self, report: Report | None) -> Suite:
+        if self.suite == "nuclei":
+            from dtme.bench import nuclei
+
+            if self.data is None:
+                raise ValueError("the suite 'nuclei' needs its data: --data FOLDER_OR_TAR.")
+            return nuclei.suite(self.data, size=self.recipe.size, progress=report)
+        from dtme.bench import scenes
+
+        pretrain, train, test = self.recipe.images
+        return scenes.suite(size=self.recipe.size, pretrain=pretrain, train=train, test=test, progress=report)
+
+    def settings(self) -> dict[str, Any]:
+        """What a finished row must have been made with to be used again."""
+        recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
+        data = (
+            None if self.data is None else [self.data.name, self.data.stat().st_size if self.data.is_file() else None]
+        )
+        return {
+            "suite": self.suite,
+            "data": data,
+            "seed": self.seed,
+            "recipe": recipe,
+            "loss_weights": LOSS_WEIGHTS[self.suite],
+        }
+
+
+def figures(bench: Bench, name: str) -> dict[str, Any]:
+    """What a finished row left: metrics, curves, seconds.
+
+    Raises:
+        ValueError: The file is not one of these.
+    """
+    path = path_of(bench, name, "json")
+    return read_json(path.read_text(encoding="utf-8"), FORMAT, str(path))
+
+
+def path_of(bench: Bench, name: str, suffix: str) -> Path:
+    """Where a row keeps its figures (json), its weights (safetensors) or, unfinished, its state (pt)."""
+    return bench.out / "rows" / f"{name.replace(' ', '-').replace(',', '')}.{suffix}"
+
+
+def keep(bench: Bench, name: str, found: dict[str, Any]) -> None:
+    """Write down what a row found, with the settings it was made with; a row is finished when this file is there."""
+    data = {"format": FORMAT, "version": 1, "settings": bench.settings(), **found}
+    write_text(path_of(bench, name, "json"), json.dumps(data, indent=1) + "\n")
+
+
+def is_done(bench: Bench, name: str) -> bool:
+    """Whether a row was finished before, with the same settings."""
+    try:
+        return figures(bench, name)["settings"] == bench.settings()
+    except (OSError, ValueError):
+        return False
+
+
+def _together(one: Split, two: Split) -> Split:
+    targets = {name: torch.cat([target, two.targets[name]]) for name, target in one.targets.items()}
+    return Split(torch.cat([one.images, two.images]), targets)

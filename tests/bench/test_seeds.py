@@ -1,0 +1,177 @@
+"""A run over several seeds at a plateau: one start per seed, rows that go on where they were interrupted, one table."""
+
+import io
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from dtme import cli
+from dtme.bench import rows
+from dtme.bench.experiment import Bench, figures
+from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.methods import method_of
+from dtme.bench.recipe import Recipe
+from dtme.bench.rows import begin, begin_all, finish, jobs_of, start_of, steps_of
+from dtme.bench.table import cells, markdown
+
+RECIPE = Recipe(
+    size=16,
+    patch=4,
+    width=16,
+    depth=3,
+    attention_heads=2,
+    head_width=8,
+    batch=4,
+    images=(6, 6, 4),
+    start="plateau",
+    pretrain_steps=5,
+    steps=6,
+    expand_at=0,
+    analysis_batches=2,
+    warmup=1,
+)
+METHODS = ("ST", "MT", "TM+TE", "MT as long as TM+TE", "TM+TE random, same cost", "Adapt last block")
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.REGIMES, "plateau", RECIPE)
+        command = ["bench", "scenes", "--regime", "plateau", "--seeds", "0", "1", "--out", str(out), "--methods"]
+        patch.setattr(sys, "argv", ["dtme", *command, *METHODS])
+        cli.main()
+    return out
+
+
+def test_the_lines_hold_every_row_of_every_seed(folder: Path):
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert {(line["seed"], line["method"]) for line in lines} == {(s, m) for s in (0, 1) for m in METHODS}
+    for line in lines:
+        assert {"command", "versions", "hardware", "settings", "step_flops", "delta_m", "steps"} <= line.keys()
+        assert "--regime plateau" in line["command"]
+
+
+def test_the_table_of_the_lines_is_the_table_of_the_run(folder: Path):
+    runs = read_lines(folder / "results.jsonl")
+    assert markdown(runs) == (folder / "table.md").read_text(encoding="utf-8")
+    head, drawn = cells(runs)
+    assert "against MT" in head
+    assert all(len(row) == len(head) for row in drawn)
+    place = head.index("against MT")
+    shown = {row[0]: row[place] for row in drawn}
+    assert shown["MT"] == "0"
+    assert re.fullmatch(r"[+-][\d.]+ ± [\d.]+", shown["TM+TE"])
+
+
+def test_a_method_that_lacks_a_seed_says_so(folder: Path):
+    runs = read_lines(folder / "results.jsonl")
+    runs[1]["rows"] = [row for row in runs[1]["rows"] if row["method"] != "TM+TE"]
+    _, drawn = cells(runs)
+    assert "TM+TE (1 seeds)" in [row[0] for row in drawn]
+
+
+def test_rows_of_other_seeds_begin_elsewhere_and_those_of_one_seed_together(folder: Path):
+    starts = [torch.load(folder / f"seed-{seed}" / "start.pt", weights_only=True)["model"] for seed in (0, 1)]
+    name = "trunk.blocks.0.attn.qkv.weight"
+    assert not torch.equal(starts[0][name], starts[1][name])
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    kept = start_of(bench, ignore)
+    assert torch.equal(kept[name], starts[0][name])
+    assert any(name.startswith("heads.") for name in kept)
+
+
+def test_longer_training_is_paid_at_the_price_that_was_measured(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    price = figures(bench, "cost")["costs"]["TM+TE"]["step"]
+    analysis = figures(bench, "MT, first steps")["analysis_steps"]
+    expected = round(analysis + RECIPE.steps * price)
+    assert (
+        figures(bench, "MT as long as TM+TE")["steps"] == expected == steps_of(bench, method_of("MT as long as TM+TE"))
+    )
+    assert rows_of(read_lines(folder / "results.jsonl"), "MT as long as TM+TE")[0]["steps"] == expected
+
+
+def test_flops_of_streams_that_part_at_once_are_those_of_the_streams(folder: Path):
+    prices = figures(Bench("scenes", RECIPE, folder / "seed-0"), "cost")["costs"]
+    assert prices["MT"]["step_flops"] == prices["MT"]["inference_flops"] == 1
+    assert 1 < prices["Adapt last block"]["inference_flops"] < 2.5
+    assert 1 < prices["TM+TE"]["step_flops"] < 1.1 * prices["ST"]["step_flops"]  # a task token more than ST
+
+
+def test_added_parameters_of_low_rank_updates_are_counted(folder: Path):
+    row = rows_of(read_lines(folder / "results.jsonl"), "Adapt last block")[0]
+    p, rank, tasks = RECIPE.width, 4, 4
+    assert row["parameters_added"] == tasks * rank * ((p + 3 * p) + (p + p) + 2 * (p + 4 * p))
+
+
+def test_an_interrupted_row_goes_on_and_ends_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows, "KEPT_EVERY", 2)
+    bench = Bench("scenes", RECIPE, tmp_path)
+    begin_all(bench, ignore)
+    begin(bench, ignore)
+
+    def stop(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(bench, "TM+TE", stop)
+    left = torch.load(tmp_path / "rows" / "TM+TE.pt", weights_only=True)
+    assert left["run"]["step"] == 2
+    finish(bench, "TM+TE", ignore)
+    whole = figures(Bench("scenes", RECIPE, folder / "seed-0"), "TM+TE")
+    assert figures(bench, "TM+TE")["metrics"] == whole["metrics"]
+    assert not (tmp_path / "rows" / "TM+TE.pt").exists()
+
+
+def test_what_an_interrupted_row_left_is_not_used_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows, "KEPT_EVERY", 2)
+    path = tmp_path / "rows" / "MT.pt"
+    path.parent.mkdir()
+    torch.save({"settings": json.dumps({"seed": 5}), "run": {}}, path)
+    assert rows._unfinished(path, {"seed": 4}) is None
+    path.write_bytes(b"cut short")
+    assert rows._unfinished(path, {"seed": 5}) is None
+
+
+def test_new_methods_are_priced_when_they_come(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    assert jobs_of(bench, METHODS) == []
+    left = {job.name for job in jobs_of(bench, [*METHODS, "TM"], "seed 0: ")}
+    assert {name for name in left if not name.startswith("scenes, ")} == {"seed 0: cost", "seed 0: TM"}
+    changed = replace(bench, recipe=replace(RECIPE, steps=7))
+    assert "start" in {job.name for job in jobs_of(changed, METHODS)}
+
+
+def test_a_wrong_method_is_named_on_the_command_line(tmp_path: Path):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "scenes", "--methods", "TX", "--out", str(tmp_path)])
+    assert "no 'TX'" in str(stopped.value)
+
+
+def test_the_table_in_a_terminal_keeps_every_cell(folder: Path):
+    from dtme.bench.table import table
+
+    runs = read_lines(folder / "results.jsonl")
+    console = Console(width=240, file=io.StringIO(), record=True)
+    console.print(table(runs))
+    printed = console.export_text()
+    assert all(cell in printed for row in cells(runs)[1] for cell in row)
