@@ -3,7 +3,20 @@
 import subprocess
 import sys
 
-EXTRAS = ("jaxtyping", "beartype", "torchmetrics", "scipy", "matplotlib", "jinja2", "timm", "PIL", "rich", "tyro")
+EXTRAS = (
+    "jaxtyping",
+    "beartype",
+    "torchmetrics",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+    "timm",
+    "PIL",
+    "rich",
+    "tyro",
+    "torchjd",
+    "peft",
+)
 
 
 def test_the_core_works_without_the_extras():

@@ -104,9 +104,7 @@ def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path) -> list
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `dtme`."""
-    signal.signal(
-        signal.SIGTERM, signal.getsignal(signal.SIGINT)
-    )  # a plain kill, too, ends the workers and keeps what is done
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill, too, ends the workers
     try:
         tyro.extras.subcommand_cli_from_dict({"demo": demo, "bench": bench}, prog="dtme", args=arguments)
     except KeyboardInterrupt:

@@ -15,10 +15,12 @@ from dtme import cli
 from dtme.bench import rows
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.methods import METHODS as METHODS_OF_TABLE
 from dtme.bench.methods import method_of
 from dtme.bench.recipe import Recipe
-from dtme.bench.rows import begin, begin_all, finish, jobs_of, start_of, steps_of
+from dtme.bench.rows import begin, begin_all, finish, jobs_of, run_of, start_of, steps_of, trained
 from dtme.bench.table import cells, markdown
+from dtme.bench.training import train
 
 RECIPE = Recipe(
     size=16,
@@ -175,3 +177,60 @@ def test_the_table_in_a_terminal_keeps_every_cell(folder: Path):
     console.print(table(runs))
     printed = console.export_text()
     assert all(cell in printed for row in cells(runs)[1] for cell in row)
+
+
+@pytest.mark.parametrize("method", METHODS_OF_TABLE, ids=lambda method: method.name)
+def test_every_method_trains_keeps_its_model_and_starts_where_plain_training_does(folder: Path, method):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    suite = bench.load()
+    if method.name == "ST":
+        return
+    begun = run_of(bench, suite, method)
+    plain = run_of(bench, suite, method_of("MT"))
+    images = suite.test.batch(slice(0, 4))["image"]
+    with torch.no_grad():
+        first, known = begun.model.eval()(images), plain.model.eval()(images)
+    changes_the_start = method.recipe is not None or "TE" in method.name
+    for task in known:
+        assert first[task].shape == known[task].shape
+        assert changes_the_start or torch.allclose(first[task], known[task], atol=1e-5)
+    if method.name not in METHODS:
+        if method.lasts is not None or method.longer > 1:
+            return
+        finish(bench, method.name, ignore)
+    left = trained(bench, method.name).eval()
+    with torch.no_grad():
+        last = left(images)
+    assert all(bool(output.isfinite().all()) for output in last.values())
+    assert any(not torch.equal(last[task], first[task]) for task in known)
+
+
+def test_a_balancing_goes_on_with_its_state(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    suite = bench.load()
+    whole, halves = (run_of(bench, suite, method_of("UW")) for _ in range(2))
+    kept: dict = {}
+    for run, stops in ((whole, [6]), (halves, [3, 6])):
+        for stop in stops:
+            if run is halves and stop == 6:
+                run = run_of(bench, suite, method_of("UW"))
+                run.restore(kept)
+            train(run, suite.train, RECIPE, seed=0, steps=6, until=stop, advance=lambda step: None)
+            kept = run.state()
+        if stops == [6]:
+            expected = {name: value.clone() for name, value in kept["balancing"].items()}
+    assert expected
+    assert all(torch.equal(kept["balancing"][name], value) for name, value in expected.items())
+
+
+def test_wider_trunks_add_about_as_many_parameters_as_the_method(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    suite = bench.load()
+    counts = {
+        name: sum(p.numel() for p in run_of(bench, suite, method_of(name)).model.parameters())
+        for name in ("MT", "TM+TE", "MT wider, as TM+TE", "Adapt last block", "MT wider, as Adapt last block")
+    }
+    for name in ("TM+TE", "Adapt last block"):
+        added = counts[name] - counts["MT"]
+        wider = counts[f"MT wider, as {name}"] - counts["MT"]
+        assert abs(wider - added) <= RECIPE.depth * (2 * RECIPE.width + 1)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split
-from dtme.bench.training import Run, backward_of_sum, task_losses, weighted
+from dtme.bench.training import Run, step
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def costs(
     passes: dict[str, list[float]] = {method: [] for method in runs}
     for turn in range(turns + 1):
         for method, members in runs.items():
-            step = sum(_seconds(lambda run=run: _step(run, batch)) for run in members)
+            training = sum(_seconds(lambda run=run: _step(run, batch)) for run in members)
             inference = sum(_seconds(lambda run=run: _infer(run, batch)) for run in members)
             if turn:
-                steps[method].append(step)
+                steps[method].append(training)
                 passes[method].append(inference)
         if advance is not None:
             advance(turn + 1, turns + 1)
@@ -102,9 +102,7 @@ def _flops(work: Callable[[], None]) -> int:
 
 def _step(run: Run, batch: dict[str, torch.Tensor]) -> None:
     run.model.train()
-    backward_of_sum(run.model, weighted(task_losses(run.model, batch, run.tasks), run.tasks))
-    run.made.step()
-    run.made.zero_grad(set_to_none=True)
+    step(run, batch)
 
 
 @torch.no_grad()

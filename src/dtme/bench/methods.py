@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
+from dtme import baselines
+from dtme.bench.placements import Planner, at_random_behind_the_same_block, by_conflict, last_blocks
 from dtme.bench.recipe import Recipe
-from dtme.plan import Plan
-from dtme.report import ConflictReport
-
-Planner = Callable[[ConflictReport, Recipe, int], Plan]
-"""From what was measured, the recipe and the seed of a row to its plan."""
+from dtme.bench.rivals import (
+    Balancer,
+    Change,
+    by,
+    drawing,
+    dwa,
+    final_affine,
+    lora_in_the_last_block,
+    own_blocks,
+    recon,
+    weighing,
+    wider,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,10 @@ class Method:
         name: As the command line and the table call it.
         says: What it does, for the notes below a table.
         plan: What is inserted.
+        balance: How the losses become gradients.
+        change: What takes the model's place.
+        rate: Which learning rate of the recipe is for what `change` adds; the trunk's if `None`.
+        recipe: The recipe of a model of another shape, which begins with a start of its own.
         lasts: Another method's name and a currency: train for as many steps as that method's training buys in it.
         longer: Train for so many times the steps.
     """
@@ -31,82 +43,12 @@ class Method:
     name: str
     says: str
     plan: Planner | None = None
+    balance: Balancer | None = None
+    change: Change | None = None
+    rate: Literal["insert_rate", "low_rank_rate"] | None = None
+    recipe: Callable[[Recipe], Recipe] | None = None
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
     longer: float = 1.0
-
-
-def by_conflict(
-    *,
-    modulation: bool = False,
-    expansion: bool = False,
-    select: Literal["conflict", "random", "reversed", "swapped"] = "conflict",
-    fraction: float | None = None,
-    rank: int = 0,
-) -> Planner:
-    """Blocks as a report chooses them; with a `rank`, the modulators' blocks get low-rank updates as well."""
-
-    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
-        made = report.plan(
-            fraction=fraction or recipe.fraction,
-            select=select,
-            modulation=modulation,
-            expansion=expansion,
-            adaptation=rank > 0,
-            seed=seed,
-        )
-        return replace(made, rank=rank) if rank else made
-
-    return plan
-
-
-def last_blocks(
-    count: int | None, *, modulation: bool = False, expansion: bool = False, rank: int = 0, layers: str | None = None
-) -> Planner:
-    """The last blocks of the trunk, whatever was measured; `None` takes as many as the recipe's fraction."""
-
-    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
-        many = count or max(1, round(recipe.fraction * len(report.blocks)))
-        return _at(report, report.blocks[-many:], modulation, expansion, rank, layers)
-
-    return plan
-
-
-def at_random_behind_the_same_block(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
-    """Random blocks for modulators and for tokens, as many as by conflict, streams parting at the same block.
-
-    The control for placement: it costs what the conflict-guided plan costs, and differs from it in the choice alone.
-    """
-    chosen = report.plan(fraction=recipe.fraction)
-    first = min(report.blocks.index(block) for block in chosen.blocks)
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(count: int) -> list[int]:
-        return [
-            first + place for place in torch.randperm(len(report.blocks) - first, generator=generator)[:count].tolist()
-        ]
-
-    modulated, expanded = draw(len(chosen.modulate)), draw(len(chosen.expand))
-    if first not in (*modulated, *expanded):
-        modulated[0] = first
-    return replace(chosen, modulate=_all_tasks(report, sorted(modulated)), expand=_all_tasks(report, sorted(expanded)))
-
-
-def _all_tasks(report: ConflictReport, places: Iterable[int]) -> dict[str, tuple[str, ...]]:
-    return {report.blocks[place]: report.tasks for place in places}
-
-
-def _at(
-    report: ConflictReport, blocks: Sequence[str], modulation: bool, expansion: bool, rank: int, layers: str | None
-) -> Plan:
-    placed = dict.fromkeys(blocks, report.tasks)
-    return Plan(
-        tasks=report.tasks,
-        modulate=placed if modulation else {},
-        expand=placed if expansion else {},
-        adapt=placed if rank else {},
-        rank=rank or 4,
-        adapt_layers=layers,
-    )
 
 
 METHODS = (
@@ -153,6 +95,49 @@ METHODS = (
         "TM+Adapt last block",
         "modulators and rank-4 updates in the last block",
         last_blocks(1, modulation=True, rank=4),
+    ),
+    Method(
+        "final affine",
+        "a scale and a shift per task and channel behind the trunk",
+        change=final_affine,
+        rate="insert_rate",
+    ),
+    Method("own last block", "a copy of the last block per task", change=own_blocks(1)),
+    Method("own last half", "copies of the last half of the blocks per task", change=own_blocks(None)),
+    Method(
+        "LoRA per task, last block",
+        "peft's LoRA of rank 4 in the last block, a pass per task",
+        change=lora_in_the_last_block,
+        rate="low_rank_rate",
+    ),
+    Method("Recon", "own copies of the layers whose parameter gradients conflict most", change=recon),
+    Method(
+        "MT wider, as TM+TE",
+        "MLPs wider by as many parameters as TM+TE adds",
+        recipe=wider(lambda p, depth: 12 * p * ((depth + 1) // 2)),
+    ),
+    Method(
+        "MT wider, as Adapt last block",
+        "MLPs wider by as many parameters as Adapt last block adds",
+        recipe=wider(lambda p, depth: 256 * p),
+    ),
+    Method("PCGrad", "gradients projected off those they conflict with", balance=drawing(baselines.pcgrad)),
+    Method("CAGrad", "the worst task's gain near the mean gradient", balance=by(baselines.cagrad)),
+    Method("MGDA", "the shortest gradient of the convex hull", balance=by(baselines.mgda)),
+    Method("IMTL-G", "equal projections onto all tasks' gradients", balance=by(baselines.imtl_g)),
+    Method("Nash-MTL", "the gradients' bargaining solution", balance=by(baselines.nash_mtl)),
+    Method("Aligned-MTL", "gradients made orthogonal and alike", balance=by(baselines.aligned_mtl)),
+    Method("GradDrop", "signs drawn per element", balance=drawing(baselines.graddrop)),
+    Method("FairGrad", "alpha-fair gradients", balance=by(baselines.fairgrad)),
+    Method("UPGrad", "gradients projected onto the dual cone", balance=by(baselines.upgrad)),
+    Method("UW", "losses weighted by learned uncertainty", balance=weighing(baselines.UW)),
+    Method("DWA", "losses weighted by how fast they fall", balance=dwa),
+    Method("FAMO", "losses weighted so that all fall alike", balance=weighing(baselines.FAMO)),
+    Method(
+        "TM+TE, UW",
+        "the paper's method, losses weighted by learned uncertainty",
+        by_conflict(modulation=True, expansion=True),
+        balance=weighing(baselines.UW),
     ),
     Method(
         "MT as long as Adapt last block",

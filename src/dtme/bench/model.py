@@ -32,6 +32,7 @@ class MultiTaskViT(nn.Module):
             embed_dim=recipe.width,
             depth=recipe.depth,
             num_heads=recipe.attention_heads,
+            mlp_ratio=recipe.mlp_width,
             num_classes=0,
             global_pool="",
         )

@@ -16,6 +16,7 @@ class Recipe:
         width: Channels p of the tokens.
         depth: Blocks D of the trunk.
         attention_heads: Heads of each block's attention.
+        mlp_width: Channels inside a block's MLP, in multiples of p.
         head_width: Channels inside a task's head.
         batch: Images a step.
         images: Scenes rendered to pretrain, to train and to measure on; a suite of real images has as many as it has.
@@ -40,6 +41,7 @@ class Recipe:
     width: int = 64
     depth: int = 6
     attention_heads: int = 4
+    mlp_width: float = 4.0
     head_width: int = 32
     batch: int = 16
     images: tuple[int, int, int] = (2000, 1000, 400)
@@ -81,6 +83,8 @@ PLATEAU = Recipe(
     steps=2000,
     expand_at=0,
     analysis_batches=16,
+    learning_rate=3e-3,
+    head_rate=1.0,
     warmup=100,
 )
 """A small trunk at its end: more steps gain plain training next to nothing, so that what tasks take from each other shows."""

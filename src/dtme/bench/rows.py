@@ -12,26 +12,26 @@ import json
 import pickle
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtme._files import written_whole
 from dtme.analysis import analyze
-from dtme.apply import added_parameters, apply
+from dtme.apply import apply
 from dtme.bench.cache import cached
 from dtme.bench.cost import costs
 from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
 from dtme.bench.methods import Method, method_of
-from dtme.bench.model import MultiTaskViT, build, hash_of
+from dtme.bench.model import build, hash_of
 from dtme.bench.recipe import PRETRAINING
 from dtme.bench.suite import Split, Suite
-from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, task_losses, train
+from dtme.bench.training import Run, add_inserts, add_own, data_order, evaluate, optimiser, task_losses, train
 from dtme.plan import Plan
 from dtme.report import ConflictReport
 
@@ -167,7 +167,7 @@ def begin(bench: Bench, report: Report) -> None:
 
 
 def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
-    """What a step and a pass of each method cost, taken in turns."""
+    """What a step and a pass of each method cost, taken in turns, and how many parameters it adds."""
     suite, recipe = bench.load(), bench.recipe
     wanted = {method.name: method for method in map(method_of, methods)}
     for method in list(wanted.values()):
@@ -175,22 +175,23 @@ def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
             wanted.setdefault(method.lasts[0], method_of(method.lasts[0]))
     wanted.setdefault("MT", method_of("MT"))
     runs: dict[str, list[Run]] = {}
-    added: dict[str, int] = {}
     for name, method in wanted.items():
-        shares = [(task,) for task in suite.tasks] if name == "ST" else [suite.tasks]
-        if name not in ("ST", "MT") and method.plan is None:
-            continue  # its steps are those of MT
-        runs[name] = []
-        for tasks in shares:
-            model = build(tasks, recipe, bench.seed)
-            plan = plan_of_method(bench, name)
-            if plan is not None:
-                added[name] = sum(p.numel() for _, p in added_parameters(apply(model, plan)))
-            runs[name].append(Run(model, tasks, optimiser(model, recipe)))
+        if name == "ST":
+            models = [build((task,), recipe, bench.seed) for task in suite.tasks]
+            runs[name] = [
+                Run(model, (task,), optimiser(model, recipe)) for model, task in zip(models, suite.tasks, strict=True)
+            ]
+        elif method.lasts is None and method.longer == 1:  # else its steps are those of MT
+            runs[name] = [run_of(bench, suite, method)]
+    plain = _parameters(runs["MT"])
     found = costs(runs, suite.train, recipe, advance=report)
-    plain = {name: found["MT"] for name in wanted if name not in found}
-    priced = {name: asdict(cost) for name, cost in {**found, **plain}.items()}
-    keep(bench, "cost", {"costs": priced, "added": {name: added.get(name, 0) for name in priced}})
+    priced = {name: asdict(found.get(name, found["MT"])) for name in wanted}
+    added = {name: _parameters(runs[name]) - plain if name in runs and name != "ST" else 0 for name in wanted}
+    keep(bench, "cost", {"costs": priced, "added": added})
+
+
+def _parameters(runs: Sequence[Run]) -> int:
+    return sum(p.numel() for run in runs for p in run.model.parameters())
 
 
 def steps_of(bench: Bench, method: Method) -> int:
@@ -205,19 +206,40 @@ def steps_of(bench: Bench, method: Method) -> int:
     return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
 
 
-def finish(bench: Bench, name: str, report: Report) -> None:
-    """A multi-task row from the step of insertion to its figures."""
-    suite, recipe = bench.load(), bench.recipe
+def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
+    """A multi-task row at the step of insertion, with what the method changes in place."""
+    recipe = bench.recipe
+    if method.recipe is not None:  # of another shape: it cannot branch off, and begins with a start of its own
+        wide = replace(bench, recipe=method.recipe(recipe))
+        model = build(suite.tasks, wide.recipe, bench.seed, start_of(wide, lambda done, total: None))
+        return Run(model, suite.tasks, optimiser(model, recipe))
     model = build(suite.tasks, recipe, bench.seed)
     run = Run(model, suite.tasks, optimiser(model, recipe))
     run.restore(torch.load(bench.out / "start.pt", weights_only=True))
-    plan = plan_of_method(bench, name)
+    plan = plan_of_method(bench, method.name)
     if plan is not None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash_of(bench.seed, name))
+            torch.manual_seed(hash_of(bench.seed, method.name))
             apply(model, plan)
         add_inserts(run.made, model, recipe)
-    _to_the_end(bench, name, suite, run, steps_of(bench, method_of(name)), report)
+    if method.change is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash_of(bench.seed, method.name))
+            changed: Any = method.change(model, bench, suite)
+        own = [parameter for _, parameter in changed.added_parameters()]
+        rate = 1.0 if method.rate is None else getattr(recipe, method.rate)
+        add_own(run.made, own, rate, recipe.weight_decay if method.rate is None else 0.0)
+        run.model = changed
+    if method.balance is not None:
+        run.balancing = method.balance(suite, recipe, bench.seed)
+        add_own(run.made, run.balancing.parameters(), recipe.head_rate, 0.0)
+    return run
+
+
+def finish(bench: Bench, name: str, report: Report) -> None:
+    """A multi-task row from the step of insertion to its figures."""
+    suite, method = bench.load(), method_of(name)
+    _to_the_end(bench, name, suite, run_of(bench, suite, method), steps_of(bench, method), report)
 
 
 def single_task(bench: Bench, task: str, report: Report) -> None:
@@ -236,17 +258,14 @@ def plan_of_method(bench: Bench, name: str) -> Plan | None:
     return method.plan(ConflictReport.load(bench.out / "report.json"), bench.recipe, bench.seed)
 
 
-def trained(bench: Bench, name: str) -> MultiTaskViT:
+def trained(bench: Bench, name: str) -> nn.Module:
     """The model of a finished row."""
     suite = bench.load()
     if name.startswith("ST "):
         own = tuple(task for task in suite.tasks if task.name == name.removeprefix("ST "))
-        model = build(own, bench.recipe, bench.seed)
+        model: nn.Module = build(own, bench.recipe, bench.seed)
     else:
-        model = build(suite.tasks, bench.recipe, bench.seed)
-        plan = plan_of_method(bench, name)
-        if plan is not None:
-            apply(model, plan)
+        model = run_of(bench, suite, method_of(name)).model
     model.load_state_dict(load_file(path_of(bench, name, "safetensors")))
     return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dtme.apply import added_parameters, is_applied
+from dtme.baselines import Balancing
 from dtme.bench.model import MultiTaskViT, hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split, Task
 
 Curves = dict[str, list[list[float]]]
 """Per task, pairs of step and training loss, each a mean over the steps since the pair before."""
-
-Backward = Callable[[nn.Module, Mapping[str, Tensor]], Any]
-"""Fills the parameters' `.grad` from a model and its tasks' weighted losses."""
 
 
 def task_losses(model: nn.Module, batch: dict[str, Tensor], tasks: Sequence[Task]) -> dict[str, Tensor]:
@@ -32,11 +30,6 @@ def task_losses(model: nn.Module, batch: dict[str, Tensor], tasks: Sequence[Task
 def weighted(losses: Mapping[str, Tensor], tasks: Sequence[Task]) -> dict[str, Tensor]:
     """The tasks' losses, each times the weight of its task: training minimises their sum."""
     return {task.name: task.weight * losses[task.name] for task in tasks}
-
-
-def backward_of_sum(model: nn.Module, losses: Mapping[str, Tensor]) -> None:
-    """Gradients of the plain sum: what `Backward` is unless a method balances the tasks otherwise."""
-    torch.stack(list(losses.values())).sum().backward()
 
 
 def data_order(samples: int, batch: int, steps: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -85,6 +78,15 @@ def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe) -
             made.add_param_group({"params": parameters, "rate": rate, "weight_decay": 0.0})
 
 
+def add_own(made: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> None:
+    """Give parameters of a method's own groups like those of the trunk's: decay on matrices only."""
+    own = list(parameters)
+    for decays in (True, False):
+        chosen = [p for p in own if (p.ndim > 1) == decays]
+        if chosen:
+            made.add_param_group({"params": chosen, "rate": rate, "weight_decay": decay if decays else 0.0})
+
+
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Learning rate as a share of its peak: a linear rise, then the polynomial fall of power 0.9.
 
@@ -106,13 +108,15 @@ class Run:
         tasks: Whose losses are minimised.
         made: The optimiser.
         step: Steps done.
+        balancing: How the losses become gradients; `None` minimises their weighted sum.
         curves: What the losses were.
         seconds: Spent in steps.
     """
 
-    model: MultiTaskViT
+    model: nn.Module
     tasks: tuple[Task, ...]
     made: torch.optim.Optimizer
+    balancing: Balancing | None = None
     step: int = 0
     curves: Curves = field(default_factory=dict)
     seconds: float = 0.0
@@ -122,6 +126,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "optimiser": self.made.state_dict(),
+            "balancing": {} if self.balancing is None else self.balancing.state_dict(),
             "step": self.step,
             "curves": self.curves,
             "seconds": self.seconds,
@@ -131,8 +136,38 @@ class Run:
         """Go on from where another run of the same shape was."""
         self.model.load_state_dict(state["model"])
         self.made.load_state_dict(state["optimiser"])
+        if self.balancing is not None:
+            self.balancing.load_state_dict(state["balancing"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.curves = {task: [list(pair) for pair in pairs] for task, pairs in state["curves"].items()}
+
+
+def step(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One step of training on a batch: forward, backward and update, by the learning rates the optimiser has.
+
+    Returns:
+        The tasks' losses before the step, without weights.
+
+    Raises:
+        FloatingPointError: A loss is not finite; names task and step.
+    """
+    losses = task_losses(run.model, batch, run.tasks)
+    for task, loss in losses.items():  # before the update, so that a later look finds the weights still sound
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"the loss of task {task!r} is {loss.item()} at step {run.step + 1}: lower the learning rate."
+            )
+    terms = weighted(losses, run.tasks)
+    if run.balancing is None:
+        torch.stack(list(terms.values())).sum().backward()
+    else:
+        run.balancing(run.model, terms)
+    run.made.step()
+    run.made.zero_grad(set_to_none=True)
+    if run.balancing is not None:
+        run.balancing.after_step(lambda: weighted(task_losses(run.model, batch, run.tasks), run.tasks))
+    run.step += 1
+    return {task: loss.detach() for task, loss in losses.items()}
 
 
 def train(
@@ -145,7 +180,6 @@ def train(
     until: int,
     advance: Callable[[int], None],
     every: int = 25,
-    backward: Backward = backward_of_sum,
 ) -> None:
     """Train up to step `until` of a schedule over `steps`, on the weighted losses of the tasks.
 
@@ -158,7 +192,6 @@ def train(
         until: Stop before this step.
         advance: Told the number of steps done, now and then.
         every: Steps between two points of the curves.
-        backward: How the losses become gradients.
 
     Raises:
         FloatingPointError: A loss is not finite; names task and step.
@@ -170,18 +203,8 @@ def train(
     for rows in data_order(len(split), recipe.batch, until, seed, run.step):
         for group in run.made.param_groups:
             group["lr"] = recipe.learning_rate * group["rate"] * schedule(run.step, steps, recipe.warmup)
-        losses = task_losses(run.model, split.batch(rows), run.tasks)
-        for task, loss in losses.items():  # before the update, so that a later look finds the weights still sound
-            if not bool(loss.isfinite()):
-                raise FloatingPointError(
-                    f"the loss of task {task!r} is {loss.item()} at step {run.step + 1}: lower the learning rate."
-                )
-        backward(run.model, weighted(losses, run.tasks))
-        run.made.step()
-        run.made.zero_grad(set_to_none=True)
-        run.step += 1
-        for task, loss in losses.items():
-            sums[task] = sums.get(task, torch.zeros(())) + loss.detach()
+        for task, loss in step(run, split.batch(rows)).items():
+            sums[task] = sums.get(task, torch.zeros(())) + loss
         if run.step % every == 0 or run.step == until:
             for task, total in sums.items():
                 mean = float(total) / (run.step - summed_from)

@@ -1,0 +1,90 @@
+"""Where a method of the table inserts what: by conflict, at random, in the last blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from dtme.bench.recipe import Recipe
+from dtme.plan import Plan
+from dtme.report import ConflictReport
+
+Planner = Callable[[ConflictReport, Recipe, int], Plan]
+"""From what was measured, the recipe and the seed of a row to its plan."""
+
+
+def by_conflict(
+    *,
+    modulation: bool = False,
+    expansion: bool = False,
+    select: Literal["conflict", "random", "reversed", "swapped"] = "conflict",
+    fraction: float | None = None,
+    rank: int = 0,
+) -> Planner:
+    """Blocks as a report chooses them; with a `rank`, the modulators' blocks get low-rank updates as well."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        made = report.plan(
+            fraction=fraction or recipe.fraction,
+            select=select,
+            modulation=modulation,
+            expansion=expansion,
+            adaptation=rank > 0,
+            seed=seed,
+        )
+        return replace(made, rank=rank) if rank else made
+
+    return plan
+
+
+def last_blocks(
+    count: int | None, *, modulation: bool = False, expansion: bool = False, rank: int = 0, layers: str | None = None
+) -> Planner:
+    """The last blocks of the trunk, whatever was measured; `None` takes as many as the recipe's fraction."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        many = count or max(1, int(recipe.fraction * len(report.blocks) + 0.5))
+        return _at(report, report.blocks[-many:], modulation, expansion, rank, layers)
+
+    return plan
+
+
+def at_random_behind_the_same_block(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+    """Random blocks for modulators and for tokens, as many as by conflict, streams parting at the same block.
+
+    The control for placement: it costs what the conflict-guided plan costs, and differs from it in the choice alone.
+    """
+    chosen = report.plan(fraction=recipe.fraction)
+    first = min(report.blocks.index(block) for block in chosen.blocks)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> list[int]:
+        return [
+            first + place for place in torch.randperm(len(report.blocks) - first, generator=generator)[:count].tolist()
+        ]
+
+    modulated, expanded = draw(len(chosen.modulate)), draw(len(chosen.expand))
+    if first not in (*modulated, *expanded):
+        modulated[0] = first
+    return replace(chosen, modulate=_all_tasks(report, sorted(modulated)), expand=_all_tasks(report, sorted(expanded)))
+
+
+def _all_tasks(report: ConflictReport, places: Iterable[int]) -> dict[str, tuple[str, ...]]:
+    return {report.blocks[place]: report.tasks for place in places}
+
+
+def _at(
+    report: ConflictReport, blocks: Sequence[str], modulation: bool, expansion: bool, rank: int, layers: str | None
+) -> Plan:
+    placed = dict.fromkeys(blocks, report.tasks)
+    return Plan(
+        tasks=report.tasks,
+        modulate=placed if modulation else {},
+        expand=placed if expansion else {},
+        adapt=placed if rank else {},
+        rank=rank or 4,
+        adapt_layers=layers,
+    )
