@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test zoo lint clean
 
 setup: .venv/.ready-test
 
@@ -11,9 +11,13 @@ demo: .venv/.ready-demo
 test: .venv/.ready-test
 	$(BIN)/python -m pytest -n 2 --cov=dtme --cov-report=term:skip-covered
 
+# What works on which model, into docs/zoo.md; the whole zoo, with the tests that `make test` leaves to it.
+zoo: .venv/.ready-test
+	$(BIN)/python -m pytest -n 2 tests/zoo --zoo-table docs/zoo.md
+
 lint: .venv/.ready-test
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/pyright
 
 clean:
