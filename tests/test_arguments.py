@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtme.arguments import argument_names, change_rows, has_rows
 
@@ -42,8 +42,12 @@ def test_only_arguments_with_rows_are_changed():
     nested = {"per_sample": torch.ones(2), "shared": torch.ones(7), "text": "kept"}
     call = (tokens, table), {"src_key_padding_mask": padding, "extra": nested, "is_causal": False}
     names = argument_names(nn.TransformerEncoderLayer(4, 2))
+
+    def twice(tensor: Tensor, dim: int) -> Tensor:
+        return torch.cat([tensor, tensor], dim)
+
     assert names[:2] == ("src", "src_mask")
-    args, kwargs = change_rows(call, names, 2, 3, lambda tensor: tensor.repeat(2, *[1] * (tensor.ndim - 1)), 0)
+    args, kwargs = change_rows(call, names, 2, 3, twice, 0)
     assert args[0] is tokens
     assert args[1] is table
     assert kwargs["src_key_padding_mask"].shape == (4, 3)

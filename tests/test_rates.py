@@ -117,26 +117,46 @@ def test_the_size_of_a_gradient_changes_no_conflict(scale: float):
 
 
 def test_a_reservoir_keeps_each_with_the_same_chance():
-    generator, kept = torch.Generator().manual_seed(0), torch.zeros(20)
+    kept = torch.zeros(20)
     for _ in range(1500):
-        reservoir = Reservoir(5)
-        for batch in torch.arange(20.0).view(-1, 1).split([3, 9, 8]):
-            reservoir.add(batch, generator)
-        found = reservoir.rows()
-        assert found is not None
-        assert found.shape == (5, 1)
-        assert len(found.unique()) == 5
-        kept[found.flatten().long()] += 1
+        reservoir, rows = Reservoir(5), torch.randn(20, 8)
+        for batch in rows.split([3, 9, 8]):
+            reservoir.add(batch)
+        assert reservoir.rows is not None
+        assert reservoir.rows.shape == (5, 8)
+        found = (reservoir.rows.unsqueeze(1) == rows).all(2)
+        assert found.sum(1).tolist() == [1] * 5
+        kept += found.sum(0)
     spread = math.sqrt(1500 * 0.25 * 0.75)
     assert bool(((kept - 1500 * 0.25).abs() < 4 * spread).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_a_reservoir_keeps_depends_neither_on_order_nor_on_sharing(dtype: torch.dtype):
+    rows, reservoirs = torch.randn(300, 6).to(dtype), [Reservoir(40) for _ in range(3)]
+    reservoirs[0].add(rows)
+    for batch in rows[torch.randperm(300)].split(7):
+        reservoirs[1].add(batch)
+    shares = [Reservoir(40), Reservoir(40), Reservoir(40)]
+    for share, part in zip(shares, rows.split([290, 10, 0]), strict=True):
+        share.add(part)
+        reservoirs[2].merge(share)
+    for other in reservoirs[1:]:
+        assert torch.equal(reservoirs[0].rows, other.rows)
+    shrunken, tiny = Reservoir(40), rows.double() * (1 + 1e-13) * 1e-30
+    shrunken.add(tiny)
+    assert torch.equal(shrunken.keys, reservoirs[0].keys)  # neither the size of a gradient nor its last bits matter
+
+
 def test_a_reservoir_that_is_not_full_keeps_all_and_owns_its_rows():
     reservoir, batch = Reservoir(5), torch.arange(6.0).view(3, 2)
-    assert reservoir.rows() is None
-    reservoir.add(batch, torch.Generator())
+    assert reservoir.rows is None
+    reservoir.merge(Reservoir(5))
+    assert reservoir.rows is None
+    reservoir.add(batch)
+    whole = batch.clone()
     batch.zero_()
-    assert torch.equal(reservoir.rows(), torch.arange(6.0).view(3, 2))
+    assert sorted(reservoir.rows.tolist()) == whole.tolist()
 
 
 def paired_scores(samples: int, means: Float[Tensor, " d"], generator: torch.Generator) -> Float[Tensor, "s d"]:

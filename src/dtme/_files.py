@@ -63,6 +63,8 @@ def read_json(text: str, expected: str, source: str, versions: tuple[int, ...] =
     found = data.get("format") if isinstance(data, dict) else type(data).__name__
     if found != expected:
         raise ValueError(f"{source} holds {found!r}, expected the format {expected!r}.")
-    if data.get("version") not in versions:
-        raise ValueError(f"{source} has version {data.get('version')!r} of {expected}; this library reads {versions}.")
+    version = data.get("version")
+    if version not in versions:
+        remedy = " A newer one wrote it: upgrade dtme." if isinstance(version, int) and version > max(versions) else ""
+        raise ValueError(f"{source} has version {version!r} of {expected}; this library reads {versions}.{remedy}")
     return data

@@ -3,20 +3,48 @@
     y = W x + b + B_i A_i x,    A_i in R^(rank x in), B_i in R^(out x rank), B_i = 0 at the start
 
 Every row of a linear layer's input belongs to one lane of the pass, a stream or a sample; one batched product serves all.
+The projections of an `nn.MultiheadAttention` are linear layers too, though it calls none: `in_proj` (queries, keys and values
+in one, or `q_proj`, `k_proj`, `v_proj` where they differ in size) and `out_proj`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
+from dtme.attention import is_open_to
 
 _OF_POSITIONS = re.compile(r"cpb|rel_pos|(^|[._])pos(ition)?s?[._]", re.IGNORECASE)
 """Layers that turn relative coordinates into biases: they take a table that all samples share, and no tokens."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of a block, whatever keeps its weight.
+
+    Attributes:
+        module: What runs it: itself, or the attention whose projection it is.
+        weight: Its weight, a view of the parameter.
+    """
+
+    module: nn.Module
+    weight: Float[Tensor, "outputs inputs"]
+
+    @property
+    def in_features(self) -> int:
+        """Channels it takes."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Channels it gives."""
+        return self.weight.shape[0]
 
 
 class LowRank(nn.Module):
@@ -30,7 +58,7 @@ class LowRank(nn.Module):
     down: Float[Tensor, "tasks rank inputs"]
     up: Float[Tensor, "tasks outputs rank"]
 
-    def __init__(self, tasks: int, linear: nn.Linear, rank: int) -> None:
+    def __init__(self, tasks: int, linear: Linear, rank: int) -> None:
         super().__init__()
         bound = 1 / math.sqrt(linear.in_features)
         like = linear.weight.detach()
@@ -58,27 +86,61 @@ def low_rank_update(
     return outputs + update.reshape(*rows.shape[:-1], -1).movedim(0, dim).to(outputs.dtype)
 
 
-def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, nn.Linear]:
-    """The linear layers of a block that run as modules, by their name in it.
+def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, Linear]:
+    """The linear layers of a block that take its tokens, by their name in it.
 
-    `nn.MultiheadAttention` uses its weights without calling its layers, so that nothing can be added to them by row; a
-    layer that computes position biases has no row per sample.
+    They are found by type: `nn.Linear`, the transposed one of GPT-2, and the projections of `nn.MultiheadAttention`. A layer
+    that computes position biases has no row per sample and is left out. One that peft has put adapters on keeps its name.
 
     Args:
         block: A block, without insert or with one.
         pattern: A regular expression matched against the whole name; `None` takes all.
 
+    Raises:
+        ValueError: An attention among them has a forward of its own, which cannot be told how it uses its projections.
+
     Example:
         >>> list(linear_layers(nn.TransformerEncoderLayer(8, 2)))
-        ['linear1', 'linear2']
+        ['self_attn.in_proj', 'self_attn.out_proj', 'linear1', 'linear2']
     """
-    within_attention = tuple(f"{name}." for name, m in block.named_modules() if isinstance(m, nn.MultiheadAttention))
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-        and not (within_attention and name.startswith(within_attention))
-        and not name.startswith("dtme.")
-        and not _OF_POSITIONS.search(name)
-        and (pattern is None or re.fullmatch(pattern, name))
+    found = {
+        name: linear
+        for name, linear in ((name.replace(".base_layer", ""), linear) for name, linear in _linear_layers(block))
+        if not _OF_POSITIONS.search(name) and (pattern is None or re.fullmatch(pattern, name))
     }
+    for name, linear in found.items():
+        if isinstance(linear.module, nn.MultiheadAttention) and not is_open_to(linear.module):
+            raise ValueError(
+                f"{name!r} belongs to a {type(linear.module).__name__} with a forward of its own, where no update can be added. "
+                f"Choose others by adapt_layers, a regular expression over their names: {list(found)}."
+            )
+    return found
+
+
+def _linear_layers(block: nn.Module) -> Iterator[tuple[str, Linear]]:
+    within: tuple[str, ...] = ("dtme.",)
+    for name, module in block.named_modules():
+        if name.startswith(within):
+            continue
+        if isinstance(
+            getattr(module, "base_layer", None), nn.Module
+        ):  # peft's: the layer as it was, and adapters beside it
+            within = (*within, *(f"{name}.{own}." for own, _ in module.named_children() if own != "base_layer"))
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.MultiheadAttention):
+            prefix = f"{name}." if name else ""
+            within = (*within, prefix) if prefix else within
+            yield from ((prefix + own, Linear(module, weight)) for own, weight in _projections(module))
+        elif isinstance(module, nn.Linear):
+            yield name, Linear(module, module.weight)
+        elif isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == getattr(module, "nf", None):
+            yield name, Linear(module, weight.mT)  # GPT-2 calls it a convolution
+
+
+def _projections(attention: nn.MultiheadAttention) -> Iterator[tuple[str, Tensor]]:
+    together = attention.in_proj_weight
+    if together is not None:
+        yield "in_proj", together
+    else:
+        yield from ((name, getattr(attention, f"{name}_weight")) for name in ("q_proj", "k_proj", "v_proj"))
+    yield "out_proj", attention.out_proj.weight

@@ -13,9 +13,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dtme.adaptation import linear_layers
+from dtme.attention import Opened, open_attention
 from dtme.blocks import find_blocks, fused_projections, packing_modules, width_of
 from dtme.branches import leaving_modules
-from dtme.insert import Insert, adapt, enter, layer_key, leave
+from dtme.first_backward import FirstBackward, watch
+from dtme.insert import Insert, adapt, adapt_projection, enter, layer_key, leave
+from dtme.parallel import check_not_distributed
 from dtme.plan import Plan
 from dtme.routing import Routing, leave_trunk
 
@@ -29,7 +32,8 @@ class Applied:
     blocks: tuple[str, ...]
     packing: tuple[str, ...]
     fused: tuple[str, ...]
-    handles: list[RemovableHandle]
+    handles: list[RemovableHandle | Opened]
+    first_backward: FirstBackward
 
 
 def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | str] | None = None) -> nn.Module:
@@ -38,6 +42,9 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     The model's classes, its own parameters and their state-dict keys stay as they are; each block from the first insert
     on gets a child module `dtme`. Afterwards `model(x)` computes all tasks in one pass: the trunk once up to the block
     where streams part, from there on one stream per task, folded into the batch.
+
+    A block that runs several times in a pass (recurrent, or in a trunk that reads two inputs) has one insert, which acts in
+    every run; tasks that part in one run stay parted in the next.
 
     Args:
         model: A multi-task model whose tasks leave a shared transformer trunk through a branch each.
@@ -48,8 +55,12 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     Returns:
         The same model.
 
+    Warns:
+        UserWarning: Once, on a task's first backward pass in training: which of its inserts got no gradient.
+
     Raises:
-        ValueError: The plan does not fit the model, the branches are not found, or a plan has been applied before.
+        ValueError: The plan does not fit the model, the branches are not found, a plan has been applied before, or the
+            model is distributed already: wrap it in DistributedDataParallel, or shard it, once the plan is applied.
 
     Example:
         >>> trunk = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 2, enable_nested_tensor=False)
@@ -68,9 +79,10 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     """
     if is_applied(model):
         raise ValueError("apply: this model has inserts already. Call dtme.remove(model) before applying another plan.")
+    check_not_distributed(model)
     blocks = _blocks_of_plan(model, plan)
     leaving = leaving_modules(model, plan.tasks, branches)
-    routing = Routing(plan.tasks, plan.tasks)
+    routing = Routing(model, plan.tasks, plan.tasks)
     inserts = {name: Insert(name, block, plan, routing, width_of(block)) for name, block in blocks.items()}
     handles = []
     for name, block in blocks.items():
@@ -79,8 +91,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
-        for layer, linear in linear_layers(block, plan.adapt_layers).items() if insert.adapted else ():
-            handles.append(linear.register_forward_hook(partial(adapt, insert, layer_key(layer))))
+        handles += open_layers(block, insert, plan) if insert.adapted else []
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
     packing = packing_modules(model)
@@ -90,7 +101,10 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     for module in fused.values():
         module.qkv_bias_separate = True
     _forget_compiled()
-    object.__setattr__(model, "_dtme", Applied(plan, routing, tuple(blocks), tuple(packing), tuple(fused), handles))
+    given = {task for place in (plan.modulate, plan.expand, plan.adapt) for tasks in place.values() for task in tasks}
+    first_backward = watch(model, routing, given)
+    applied = Applied(plan, routing, tuple(blocks), tuple(packing), tuple(fused), handles, first_backward)
+    object.__setattr__(model, "_dtme", applied)
     return model
 
 
@@ -106,6 +120,7 @@ def remove(model: nn.Module) -> nn.Module:
         ValueError: No plan has been applied.
     """
     owner, applied = find_applied(model)
+    applied.first_backward.stop()
     for handle in applied.handles:
         handle.remove()
     for name in applied.blocks:
@@ -148,10 +163,22 @@ def find_applied(model: nn.Module) -> tuple[nn.Module, Applied]:
         ValueError: No plan has been applied.
     """
     for module in model.modules():
-        applied = getattr(module, "_dtme", None)
+        applied = vars(module).get("_dtme")  # its own: wrappers pass attributes of what they wrap on as theirs
         if isinstance(applied, Applied):
             return module, applied
     raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
+
+
+def open_layers(block: nn.Module, insert: Insert, plan: Plan) -> Iterator[RemovableHandle | Opened]:
+    """Let the linear layers of a block ask its insert for their updates; one handle for each attention or layer."""
+    attentions: set[nn.Module] = set()
+    for layer, linear in linear_layers(block, plan.adapt_layers).items():
+        if not isinstance(linear.module, nn.MultiheadAttention):
+            yield linear.module.register_forward_hook(partial(adapt, insert, layer_key(layer)))
+        elif linear.module not in attentions:
+            attentions.add(linear.module)
+            prefix = layer[: layer.rfind(".") + 1]
+            yield open_attention(linear.module, partial(adapt_projection, insert, prefix))
 
 
 def _forget_compiled() -> None:

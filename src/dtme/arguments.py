@@ -17,9 +17,10 @@ from dtme.streams import Streams
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-_POSITIONAL = re.compile(r"rope|rotary|pos|freq|cos|sin|bias|cache", re.IGNORECASE)
-_TABLE = re.compile(r"rope|rotary|freq|pos|(^|_)(cos|sin|rel)(_|$)", re.IGNORECASE)
+_TABLE = re.compile(r"rope|rotary|freq|pos|(^|_)(cos|sin|rel|relative)(_|$)", re.IGNORECASE)
 """Names of tables over positions, which hold no row per sample unless they have a third dimension for it."""
+_SHARED = re.compile(r"bias|cache", re.IGNORECASE)
+"""Names, besides those of positions, of what all samples share where its size does not speak against it."""
 
 
 def argument_names(block: nn.Module) -> tuple[str, ...]:
@@ -27,18 +28,8 @@ def argument_names(block: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(block.forward).parameters)
 
 
-def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool:
-    """Whether an argument has a row per sample, or a fixed number of rows per sample (attention heads).
-
-    Args:
-        name: What the block calls the argument.
-        value: The argument.
-        samples: Samples in the batch.
-        length: Tokens of a sample.
-
-    A square matrix over the positions is a table shared by all samples (`src_mask`, a causal mask), unless its name
-    says that it pads; a table named after positions (rotary angles, biases) is shared where it has two dimensions, or
-    a matrix per attention head. Indices of positions (`position_ids`) come per sample.
+def has_rows(name: str, value: Tensor, samples: int, length: int | None, batch: int = 0) -> bool:
+    """Whether an argument has a row per sample, or a fixed number of rows per sample; see `rows_dim`.
 
     Example:
         >>> import torch
@@ -46,24 +37,68 @@ def has_rows(name: str, value: Tensor, samples: int, length: int | None) -> bool
         >>> has_rows("src_mask", square, samples=4, length=4), has_rows("src_key_padding_mask", square, 4, 4)
         (False, True)
     """
-    if value.ndim == 0:
+    return rows_dim(name, value, samples, length, batch) is not None
+
+
+def rows_dim(name: str, value: Tensor, samples: int, length: int | None, batch: int = 0) -> int | None:
+    """The dimension in which an argument has a row per sample, or a fixed number of rows per sample; `None` without one.
+
+    Args:
+        name: What the block calls the argument.
+        value: The argument.
+        samples: Samples in the batch.
+        length: Tokens of a sample, `None` on a grid.
+        batch: The dimension of the samples in the tokens.
+
+    Sizes alone tell nothing where there are as many samples as tokens, heads or channels, so the name decides first:
+
+    - One number is a scale, shared by all samples.
+    - Tables over positions (rotary angles, biases, indices that are one row) are shared, unless a dimension before their
+      last two holds the samples. A matrix per attention head, `(heads, tokens, tokens)`, is such a table too.
+    - A mask in one row is over the tokens; a square mask or bias is over pairs of them (`src_mask`, a causal mask), unless
+      its name says that it pads or is `attention_mask`, which libraries give a row per sample.
+    - A mask `(rows, tokens, tokens)` has a row per sample, or one per sample and attention head.
+    - Where positions come before samples, a sequence of vectors (memory, positions) has its samples in the same dimension.
+    """
+    if value.ndim == 0 or (value.numel() == 1 and value.ndim == 1 and value.is_floating_point()):
+        return None
+    mask = "mask" in name
+    if batch == 1 and value.ndim == 3 and not mask and value.shape[1] == samples:
+        return None if _TABLE.search(name) and value.shape[0] == 1 else 1
+    return 0 if _rows_come_first(name, value, samples, length, mask=mask) else None
+
+
+def _rows_come_first(name: str, value: Tensor, samples: int, length: int | None, *, mask: bool) -> bool:
+    shape = tuple(value.shape)
+    square = length is not None and shape[-2:] == (length, length)
+    if _TABLE.search(name) and not mask:
+        return _has_rows_of_positions(name, shape, samples, length)
+    if "head_mask" in name:
+        return value.ndim > 3 and shape[0] == samples
+    if value.ndim == 3 and shape[-1] == length and (mask or "alibi" in name) and shape[1] in (1, length):
+        return shape[0] % samples == 0 and (shape[0] > 1 or samples == 1)
+    if shape[0] != samples or (value.ndim < 4 and shape[0] == 1 and _SHARED.search(name)):
         return False
-    if _TABLE.search(name) and not name.endswith("ids"):
-        if value.ndim < 3:
-            return False
-        if value.ndim == 3 and name.startswith("rope"):  # a table per attention head
-            return False
-        if value.ndim == 3 and "embed" in name:  # rotary angles, which may be as wide as the sequence is long
-            return value.shape[0] == samples
-    if value.ndim == 3 and length is not None and value.shape[1:] == (length, length):
-        return "pos" not in name and ((value.shape[0] % samples == 0 and value.shape[0] > 1) or samples == 1)
-    if value.shape[0] != samples:
+    if mask and value.ndim == 1:
+        return samples != length
+    if square and value.ndim == 2:
+        table = not name or mask or "attn" in name or bool(_SHARED.search(name))
+        return not table or "padding" in name or name == "attention_mask" or name.endswith("ids")
+    return value.ndim != 2 or samples != length or not _SHARED.search(name)
+
+
+def _has_rows_of_positions(name: str, shape: tuple[int, ...], samples: int, length: int | None) -> bool:
+    if name.endswith("ids"):
+        return len(shape) > 1 and shape[0] == samples
+    if len(shape) < 3 or shape[0] != samples:
         return False
-    if value.ndim == 2 and samples == length:
-        if "padding" in name or name == "attention_mask" or name.endswith("ids"):
-            return True
-        return value.shape[1] != length and not _POSITIONAL.search(name)
-    return True
+    if len(shape) == 3 and name.startswith("rope"):  # a table per attention head
+        return False
+    if len(shape) == 3 and shape[1] == 1 and samples == length:  # a row per position, for samples to come behind it
+        return False
+    pairs = len(shape) == 3 and shape[1:] == (length, length)
+    rotary = "embed" in name or not re.search("pos|rel", name)  # and may be as wide as the sequence is long
+    return rotary or not pairs
 
 
 def change_rows(
@@ -71,15 +106,20 @@ def change_rows(
     names: tuple[str, ...],
     samples: int,
     length: int | None,
-    change: Callable[[Tensor], Tensor],
+    change: Callable[..., Tensor],
     tokens: int | str,
+    batch: int = 0,
 ) -> Call:
-    """A block's call with `change` applied to every argument, the tokens excepted, that has a row per sample."""
+    """A block's call with `change(argument, dim=...)` for every argument, the tokens excepted, that has rows in `dim`."""
 
     def changed(name: str, value: Any) -> Any:
         def leaf_changed(leaf: Any) -> Any:
-            follows = isinstance(leaf, Streams) or (isinstance(leaf, Tensor) and has_rows(name, leaf, samples, length))
-            return change(leaf) if follows else leaf
+            if not isinstance(leaf, Tensor):
+                return leaf
+            dim = rows_dim(name, leaf, samples, length, batch)
+            if isinstance(leaf, Streams):
+                dim = dim or 0
+            return leaf if dim is None else change(leaf, dim=dim)
 
         return pytree.tree_map(leaf_changed, value) if not isinstance(value, Tensor) else leaf_changed(value)
 

@@ -25,7 +25,8 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None
         model: Any module that holds a transformer.
         blocks: Which modules are meant. `None` finds them: the members of the innermost lists or sequences whose
             every member holds attention (where nothing is called attention: repeated members with a norm and linear
-            layers). A string is a regular expression matched against the whole module name. A sequence gives names
+            layers). What lies in a dictionary of modules is left out; a decoder with attention elsewhere is not, so then
+            name the trunk's. A string is a regular expression matched against the whole module name. A sequence gives names
             or suffixes of names, or integers that index the blocks `None` finds; negative ones count from the end.
 
     Returns:
@@ -167,7 +168,8 @@ def fixed_positions(block: nn.Module) -> str | None:
             return f"{type(inner).__name__} {name!r} mixes neighbours on a grid"
         window = getattr(inner, "window_size", None)
         if window:
-            return f"{type(inner).__name__} {name!r} is made for windows of {window} positions"
+            what = f"{type(inner).__name__} {name!r}" if name else "it"
+            return f"{what} is made for windows of {window} positions"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,61 +11,149 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtme._shapes import Bool, Float, Shaped
+from dtme._shapes import Bool, Float
 from dtme.arguments import argument_names
 from dtme.blocks import Layout, layout_of, put, take, tokens_key
-from dtme.streams import Streams, gather
+from dtme.padding import checked_mask, fitting, valid_tokens
+from dtme.streams import Streams, gather, stream_of
+
+TokenMask = Callable[[Any], Tensor]
+"""Yours: `token_mask(batch)` is True, or 1, where a token is real: a row per sample, a column per token of the blocks."""
 
 
 @dataclass
-class Entry:
-    """The tokens that entered one block.
+class Run:
+    """The tokens that entered a block in one of its runs.
 
     Attributes:
         tokens: As the block consumes them; streams where they have parted.
         layout: Their layout.
-        valid: False at padding, where the block was told of any.
+        valid: False at padding, where any is known of.
     """
 
     tokens: Tensor
     layout: Layout
     valid: Bool[Tensor, "samples tokens"] | None
 
+    def valid_samples(self, tokens: Tensor) -> Float[Tensor, "samples tokens p"]:
+        """These tokens, or gradients by them, samples first and zero at padding."""
+        samples = self.layout.samples_first(tokens)
+        return samples if self.valid is None else samples.masked_fill(~self.valid.unsqueeze(-1), 0.0)
+
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.tokens.shape[self.layout.batch]
+
+
+@dataclass
+class Entry:
+    """What entered one block in a pass.
+
+    A block that runs several times (a recurrent block, a trunk called on both of two sentences) has one set of inserts
+    for all its runs, and so is one place: the tokens of a sample are those of all runs, one after another.
+    """
+
+    runs: list[Run]
+
+    @property
+    def tokens(self) -> Tensor:
+        """What entered in the first run."""
+        return self.runs[0].tokens
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the first run."""
+        return self.runs[0].layout
+
+    @property
+    def valid(self) -> Bool[Tensor, "samples tokens"] | None:
+        """False at padding, over all runs; `None` where no padding is known of."""
+        if all(run.valid is None for run in self.runs):
+            return None
+        sizes = [run.layout.samples_first(run.tokens).shape[:2] for run in self.runs]
+        every = [
+            torch.ones(size, dtype=torch.bool, device=run.tokens.device) if run.valid is None else run.valid
+            for run, size in zip(self.runs, sizes, strict=True)
+        ]
+        return torch.cat(every, 1)
+
+    def parted(self) -> bool:
+        """Whether the tokens of some run have parted into streams."""
+        return any(isinstance(run.tokens, Streams) for run in self.runs)
+
     def finite(self) -> bool:
         """Whether all tokens are."""
-        streams = self.tokens._streams if isinstance(self.tokens, Streams) else (self.tokens,)
-        return all(bool(stream.isfinite().all()) for stream in streams)
+        tensors = [run.tokens._streams if isinstance(run.tokens, Streams) else (run.tokens,) for run in self.runs]
+        return all(bool(tensor.isfinite().all()) for streams in tensors for tensor in streams)
 
-    def valid_samples(self, tokens: Tensor) -> Float[Tensor, "samples tokens p"]:
-        """Tokens of this block, or gradients by them, samples first and zero at padding."""
-        samples = self.layout.samples_first(tokens)
-        return samples if self.valid is None else samples * self.valid.unsqueeze(-1).to(samples.dtype)
+    def of_task(self, task: str) -> list[Tensor]:
+        """The tokens of each run that a task's stream brings there."""
+        return [stream_of(run.tokens, task) for run in self.runs]
+
+    def valid_samples(self, tokens: Sequence[Tensor]) -> Float[Tensor, "samples tokens p"]:
+        """Tokens of each run, or gradients by them, as one sequence: samples first and zero at padding."""
+        parts = [run.valid_samples(own) for run, own in zip(self.runs, tokens, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 @dataclass
 class Capture:
-    """What entered the blocks in the last forward pass, in the order in which they ran."""
+    """What entered the blocks in the last forward pass, in the order in which they first ran."""
 
+    token_mask: TokenMask | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
+    _mask: Tensor | None = None
+    _open: bool = True
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.entries.clear()
 
+    @contextmanager
+    def reading(self, batch: Any) -> Iterator[None]:
+        """The pass over a batch: runs in it count, and those that checkpointing repeats behind it do not."""
+        self.clear()
+        self._mask = None if self.token_mask is None else checked_mask(self.token_mask(batch))
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
     def samples(self) -> int:
         """How many samples it held."""
-        entry = next(iter(self.entries.values()))
-        return entry.tokens.shape[entry.layout.batch]
+        return next(iter(self.entries.values())).runs[0].samples()
+
+    def add(self, name: str, block: nn.Module, tokens: Tensor, named: Mapping[str, Any]) -> None:
+        """Note a run of a block, called with `named` arguments."""
+        if not self._open:
+            return
+        layout = layout_of(block, tokens)
+        if self._mask is None:
+            valid = valid_tokens(name, block, named, tokens, layout)
+        else:
+            valid = fitting(self._mask, name, tokens, layout)
+        run = Run(tokens, layout, valid)
+        entry = self.entries.setdefault(name, Entry([]))
+        if entry.runs and entry.runs[0].samples() != run.samples():
+            raise ValueError(
+                f"block {name!r} runs on {entry.runs[0].samples()} samples and again on {run.samples()} in one pass, and so "
+                "which tokens belong to one sample cannot be told. Let each run see all samples of the batch."
+            )
+        entry.runs.append(run)
 
 
 @contextmanager
-def capture(blocks: Mapping[str, nn.Module], *, differentiable: bool) -> Iterator[Capture]:
+def capture(
+    blocks: Mapping[str, nn.Module], *, differentiable: bool, token_mask: TokenMask | None = None
+) -> Iterator[Capture]:
     """Catch the tokens entering `blocks` while the context lasts.
 
     Args:
         blocks: Modules by name.
         differentiable: Tokens that do not depend on anything that needs a gradient become leaves that do, so that a loss
             can be differentiated by them.
+        token_mask: Which tokens of a batch are real; by default what the blocks are told of padding says so.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(8, 2, batch_first=True)
@@ -74,7 +162,7 @@ def capture(blocks: Mapping[str, nn.Module], *, differentiable: bool) -> Iterato
         >>> caught.entries["block"].tokens.shape
         torch.Size([1, 3, 8])
     """
-    caught = Capture()
+    caught = Capture(token_mask)
     hook = partial(_catch, caught, differentiable)
     # Prepended: the tokens are wanted as they come, before any insert of a plan already applied.
     handles = [
@@ -91,14 +179,19 @@ def capture(blocks: Mapping[str, nn.Module], *, differentiable: bool) -> Iterato
 def _catch(
     caught: Capture, differentiable: bool, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    key = tokens_key(args, kwargs, argument_names(block))
-    tokens: Tensor = take(args, kwargs, key)
+    names = argument_names(block)
+    try:
+        key = tokens_key(args, kwargs, names)
+        tokens: Tensor = take(args, kwargs, key)
+        layout_of(block, tokens)
+    except ValueError as why:
+        raise ValueError(
+            f"block {name!r}: {why} A decoder's, not the trunk's? Name those of the trunk: blocks='regular expression'."
+        ) from None
     if differentiable:
         tokens = _differentiable(tokens)
         args, kwargs = put(args, kwargs, key, tokens)
-    if name not in caught.entries:  # checkpointing runs a block twice; the first run is the one in the graph
-        layout = layout_of(block, tokens)
-        caught.entries[name] = Entry(tokens, layout, _valid_tokens(block, args, kwargs, tokens, layout))
+    caught.add(name, block, tokens, {**dict(zip(names, args, strict=False)), **kwargs})
     return args, kwargs
 
 
@@ -106,34 +199,3 @@ def _differentiable(tokens: Tensor) -> Tensor:
     if isinstance(tokens, Streams):  # without the folded copy: what is differentiated must be what is consumed
         return gather([_differentiable(stream) for stream in tokens._streams], tokens._groups)
     return tokens if tokens.requires_grad else tokens.detach().requires_grad_()
-
-
-def _valid_tokens(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor, layout: Layout
-) -> Tensor | None:
-    """Which tokens are no padding, from the padding mask a block is given."""
-    if layout.token is None:
-        return None
-    shape = (tokens.shape[layout.batch], tokens.shape[layout.token])
-    named = {**dict(zip(argument_names(block), args, strict=False)), **kwargs}
-    for name, mask in named.items():
-        if not isinstance(mask, Tensor) or isinstance(mask, Streams):
-            continue
-        if "mask" in name and mask.ndim == 4 and (mask.shape[0], mask.shape[-1]) == shape:
-            return _seen(mask)
-        if tuple(mask.shape) != shape:
-            continue
-        if "padding" in name:
-            return ~mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        if name == "attention_mask":
-            return mask if mask.dtype == torch.bool else mask > 0.5
-    return None
-
-
-def _seen(mask: Shaped[Tensor, "samples heads queries tokens"]) -> Bool[Tensor, "samples tokens"]:
-    """Which tokens some position attends to: padding is what none does. True and 1 keep; other values are added to scores."""
-    if mask.dtype == torch.bool:
-        kept = mask
-    else:
-        kept = mask > torch.finfo(mask.dtype).min / 2 if torch.is_floating_point(mask) else mask > 0
-    return kept.flatten(1, 2).any(1)

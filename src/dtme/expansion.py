@@ -67,8 +67,8 @@ def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_s
 
 def is_mask(name: str, value: Any, length: int) -> bool:
     """Whether an argument of a block is a mask or bias over the positions of the sequence, by its name and its size."""
-    named = not name or "mask" in name or "bias" in name
-    return named and isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+    named = not name or (re.search("mask|bias", name) and not re.search("memory|encoder|cross", name))
+    return bool(named) and isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
 
 
 def is_causal(block: nn.Module, named: Mapping[str, Any]) -> bool:
@@ -160,7 +160,7 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
         whole = bool(sizes) and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
         if whole and _GRID.search(name):
             return f"it is told the grid of its tokens ({name}={value}), where task tokens have no place"
-        if "past_key_value" in name and value is not None:
+        if ("past_key_value" in name and value is not None) or hasattr(value, "get_seq_length"):
             return (
                 f"it keeps keys and values in {name}, where task tokens would stay behind as if they were words: "
                 "call the model with use_cache=False, or set model.config.use_cache = False"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import combinations, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dtme.capture import Capture
-from dtme.streams import stream_of
 
 TaskLosses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """Yours: `task_losses(model, batch)` gives each task's loss, a scalar; a task the batch says nothing about is left out."""
@@ -24,7 +24,8 @@ def checked_losses(
     expected: tuple[str, ...] | None,
 ) -> dict[str, Tensor]:
     """The losses of a batch, checked."""
-    losses = dict(task_losses(model, batch))
+    with caught.reading(batch):
+        losses = dict(task_losses(model, batch))
     for task, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -54,8 +55,9 @@ def _first_not_finite(caught: Capture) -> str:
 def token_gradients(losses: Mapping[str, Tensor], caught: Capture, number: int) -> dict[str, dict[str, Tensor]]:
     """Per task and block the gradient of the task's loss by the tokens its stream brings there."""
     gradients: dict[str, dict[str, Tensor]] = {}
+    reached: dict[str, list[bool]] = {}
     for place, (task, loss) in enumerate(losses.items()):
-        inputs = [stream_of(entry.tokens, task) for entry in caught.entries.values()]
+        inputs = [tokens for entry in caught.entries.values() for tokens in entry.of_task(task)]
         found: tuple[Tensor | None, ...] = (None,) * len(inputs)
         if loss.requires_grad:
             last = place + 1 == len(losses)
@@ -65,12 +67,29 @@ def token_gradients(losses: Mapping[str, Tensor], caught: Capture, number: int) 
                 f"the loss of task {task!r} does not reach the trunk: no token that enters {', '.join(caught.entries)} moves it. "
                 "Is the trunk's output detached, or the loss computed under no_grad?"
             )
-        gradients[task] = {}
-        for (name, entry), gradient, tokens in zip(caught.entries.items(), found, inputs, strict=True):
-            whole = torch.zeros_like(tokens) if gradient is None else gradient
-            if not bool(whole.isfinite().all()):
+        gradients[task], reached[task] = {}, [gradient is not None for gradient in found]
+        whole = iter(zip(found, inputs, strict=True))
+        for name, entry in caught.entries.items():
+            own = [
+                torch.zeros_like(t) if gradient is None else gradient for gradient, t in islice(whole, len(entry.runs))
+            ]
+            gradients[task][name] = entry.valid_samples(own)
+            if not bool(gradients[task][name].isfinite().all()):
                 raise ValueError(
                     f"the gradient of task {task!r} by the tokens entering block {name!r} is not finite in batch {number}."
                 )
-            gradients[task][name] = entry.valid_samples(whole)
+    _check_runs_shared(reached, caught, number)
     return gradients
+
+
+def _check_runs_shared(reached: Mapping[str, list[bool]], caught: Capture, number: int) -> None:
+    """Where blocks run several times, each two tasks have to read a run in common: no token has both gradients otherwise."""
+    if all(len(entry.runs) == 1 for entry in caught.entries.values()):
+        return
+    for one, other in combinations(reached, 2):
+        if not any(both == (True, True) for both in zip(reached[one], reached[other], strict=True)):
+            block = next(name for name, entry in caught.entries.items() if len(entry.runs) > 1)
+            raise ValueError(
+                f"tasks {one!r} and {other!r} read different runs of block {block!r} in batch {number}. Compute their losses "
+                "from one forward pass; where each has inputs of its own, give these as batches of their own."
+            )

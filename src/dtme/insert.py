@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
-from dtme.adaptation import LowRank, linear_layers, low_rank_update
+from dtme.adaptation import Linear, LowRank, linear_layers, low_rank_update
 from dtme.arguments import Call, argument_names, change_rows, has_rows
 from dtme.blocks import Layout, fixed_positions, layout_of, put, take, tokens_key
 from dtme.expansion import (
@@ -37,9 +37,13 @@ from dtme.expansion import (
 from dtme.lanes import Lanes, Places, at, choose_lanes, rows_of, split
 from dtme.modulation import TokenStatistics, modulate
 from dtme.outputs import map_tensors, tensors_of, tokens_of
+from dtme.parallel import show_streams_plainly
 from dtme.plan import Plan
 from dtme.routing import Routing
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
+
+ALL = slice(None)
+"""All output channels of a linear layer."""
 
 
 class Insert(nn.Module):
@@ -81,7 +85,7 @@ class Insert(nn.Module):
         self.statistics = TokenStatistics(*shape, like=like) if batchnorm else None
         tokens = initial_tokens(len(self.expanded), plan.tokens_per_task, like, width) if self.expanded else None
         self.register_parameter("tokens", None if tokens is None else nn.Parameter(tokens))
-        layers = linear_layers(block, plan.adapt_layers) if self.adapted else {}
+        layers = self._layers_of(block, plan) if self.adapted else {}
         if self.adapted and not layers:
             raise ValueError(
                 f"plan.adapt: block {name!r} has no linear layer to adapt that matches adapt_layers={plan.adapt_layers!r}; "
@@ -93,18 +97,31 @@ class Insert(nn.Module):
         # What `enter` finds out about a call and `leave` needs, renewed at every call.
         self._groups: Groups = ()
         self._appended = 0
-        self._adapting: Places = []
+        self._adapting: Places | None = []
         self._batch_dim = 0
         self._lane_samples = 0
         self._idle: set[str] = set()
         self._held: tuple[Lanes, Call, Places] | None = None
 
+    def _layers_of(self, block: nn.Module, plan: Plan) -> dict[str, Linear]:
+        try:
+            return linear_layers(block, plan.adapt_layers)
+        except ValueError as why:
+            raise ValueError(f"plan.adapt: in block {self.name!r}, {why}") from None
+
     def extra_repr(self) -> str:
         """The tasks, for `print(model)`."""
         return f"modulated={self.modulated}, expanded={self.expanded}, adapted={self.adapted}"
 
+    def tasks_of(self, own: str) -> tuple[str, ...]:
+        """The tasks whose rows a parameter or buffer of the insert stacks, by its name in the insert."""
+        return self.expanded if own == "tokens" else self.adapted if own.startswith("low_rank.") else self.modulated
+
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The block's call with its streams folded into the batch, modulated and expanded."""
+        if self._is_passed_by(args, kwargs):
+            self._groups = ()
+            return args, kwargs
         key = tokens_key(args, kwargs, self.argument_names)
         given: Tensor = take(args, kwargs, key)
         layout = layout_of(block, given)
@@ -120,6 +137,8 @@ class Insert(nn.Module):
             parting = (*self.modulated, *self.adapted, *(() if self.joint else self.expanded))
             self._groups = refine(groups_of(given, self.routing.active), parting)
             lanes = len(self._groups)
+            if lanes > 1 and not isinstance(given, Streams) and not torch.compiler.is_compiling():
+                show_streams_plainly(self.routing.model)
         else:
             if len(ids) != samples:
                 raise ValueError(
@@ -133,9 +152,19 @@ class Insert(nn.Module):
         if len(self._groups) > 1:
             length = None if layout.token is None else given.shape[layout.token]
             call = change_rows(
-                call, self.argument_names, samples, length, partial(fold, groups=self._groups, dim=0), key
+                call, self.argument_names, samples, length, partial(fold, groups=self._groups), key, layout.batch
             )
         return call if self.tokens is None else self._expand(block, call, key, lanes, layout)
+
+    def _is_passed_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the block has nothing of its own and no streams of tokens come: one of a decoder, whatever it takes."""
+        if self.modulated or self.expanded or self.adapted:
+            return False
+        given = (
+            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
+        )
+        tokens = next(given, None)
+        return not (isinstance(tokens, Streams) and tokens.ndim in (3, 4))
 
     def _places(self, tasks: tuple[str, ...]) -> Places:
         ids = self.routing.rows
@@ -202,13 +231,15 @@ class Insert(nn.Module):
         places = self._places(self.expanded)
         if len(self.expanded) < len(self.routing.tasks):
             having, lacking, order = split(places)
+            adapting = self._adapting
+            assert adapting is not None
             if not len(having):
                 return call
             if len(lacking):
                 choose = partial(self._choose, call, key, lanes, layout, rows, tokens.shape[layout.token])
-                self._held = order, choose(lacking), at(self._adapting, lacking) if self.adapted else []
+                self._held = order, choose(lacking), at(adapting, lacking) if self.adapted else []
                 call, places = choose(having), at(places, having)
-                self._adapting = at(self._adapting, having) if self.adapted else []
+                self._adapting = at(adapting, having) if self.adapted else []
         extra = rows_of(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
         return self._append(block, call, key, layout, extra)
 
@@ -216,9 +247,8 @@ class Insert(nn.Module):
         self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes
     ) -> Call:
         call = put(*call, key, choose_lanes(take(*call, key), lanes, chosen, layout.batch))
-        return change_rows(
-            call, self.argument_names, rows, length, partial(choose_lanes, lanes=lanes, chosen=chosen, dim=0), key
-        )
+        choose = partial(choose_lanes, lanes=lanes, chosen=chosen)
+        return change_rows(call, self.argument_names, rows, length, choose, key, layout.batch)
 
     def _refused(self, block: nn.Module, reason: str) -> str:
         return (
@@ -272,11 +302,11 @@ class Insert(nn.Module):
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The block's output without task tokens, its streams behind one tensor."""
-        entered: Tensor = take(args, kwargs, tokens_key(args, kwargs, self.argument_names))
-        layout = layout_of(block, entered)
         self._check_all_ran()
         if not (self._appended or self._held or len(self._groups) > 1):
             return output
+        entered: Tensor = take(args, kwargs, tokens_key(args, kwargs, self.argument_names))
+        layout = layout_of(block, entered)
         whole = tokens = tokens_of(output, entered, self.name)
         if self._appended:
             tokens = drop(tokens, self._appended, layout)
@@ -286,6 +316,7 @@ class Insert(nn.Module):
             self._held = None
             key = tokens_key(held_args, held_kwargs, self.argument_names)
             held = block.forward(*held_args, **held_kwargs)
+            self._adapting = None  # a recomputation of the block's forward alone is of one part or the other
             output = self._rejoin_others(output, held, whole, order, layout.batch)
             tokens = self._rejoin(
                 tokens, tokens_of(held, take(held_args, held_kwargs, key), self.name), order, layout.batch
@@ -293,7 +324,9 @@ class Insert(nn.Module):
         output = map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
         if len(self._groups) > 1:
             rows = tokens.shape[layout.batch]
-            output = map_tensors(output, partial(_part, groups=self._groups, rows=rows, dim=layout.batch))
+            output = map_tensors(
+                output, partial(_part, tokens=tokens, groups=self._groups, rows=rows, dim=layout.batch)
+            )
         return output
 
     def _rejoin(self, expanded: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
@@ -318,12 +351,18 @@ class Insert(nn.Module):
 
         return map_tensors(output, joined)
 
-    def adapt(self, layer: str, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """The outputs of one of the block's linear layers with the low-rank update of each lane's task."""
+    def adapt(self, layer: str, inputs: Tensor, outputs: Tensor, channels: slice = ALL) -> Tensor:
+        """The outputs, or some channels of them, of a linear layer of the block, with the low-rank update of each lane's task."""
         self._idle.discard(layer)
         places = self._adapting
-        if isinstance(places, list) and max(places, default=-1) < 0:
+        if layer not in self.low_rank or (isinstance(places, list) and max(places, default=-1) < 0):
             return outputs
+        if places is None:
+            raise ValueError(
+                f"adapt: activation checkpointing recomputes the forward of block {self.name!r} without its hooks, and the block "
+                f"ran in two parts, with task tokens for {self.expanded} and without, which cannot be told apart then. Plan task "
+                "tokens there for all tasks, or updates elsewhere, or turn checkpointing off."
+            )
         if inputs.ndim < 3 and self._batch_dim != 0:
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
@@ -338,12 +377,19 @@ class Insert(nn.Module):
         own = self.low_rank[layer]
         assert isinstance(own, LowRank)
         down, up = rows_of(own.down, places, 0.0), rows_of(own.up, places, 0.0)
-        return low_rank_update(inputs, outputs, down, up, self._batch_dim if inputs.ndim >= 3 else 0)
+        return low_rank_update(inputs, outputs, down, up[:, channels], self._batch_dim if inputs.ndim >= 3 else 0)
 
 
 def layer_key(layer: str) -> str:
     """The name of a linear layer as a key of a `ModuleDict`, which may hold no dot."""
     return layer.replace(".", "-")
+
+
+def adapt_projection(
+    insert: Insert, prefix: str, name: str, inputs: Tensor, outputs: Tensor, channels: slice
+) -> Tensor:
+    """What an attention in a block that is adapted calls for each of its projections."""
+    return insert.adapt(layer_key(prefix + name), inputs, outputs, channels)
 
 
 def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -368,8 +414,9 @@ def _behind_lanes(dim: int) -> int:
     return dim if dim < 0 else dim + 1
 
 
-def _part(tensor: Tensor, groups: Groups, rows: int, dim: int) -> Tensor:
-    for axis in (dim, 0):
+def _part(tensor: Tensor, tokens: Tensor, groups: Groups, rows: int, dim: int) -> Tensor:
+    weights = tensor is not tokens and tensor.ndim > 2 and tensor.shape[-1] == tensor.shape[-2]
+    for axis in (0, dim) if weights else (dim, 0):  # attention weights come with samples first, whatever the tokens do
         if tensor.ndim > axis and tensor.shape[axis] == rows:
             return part(tensor, groups, axis)
     return tensor

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dtme._shapes import Float, Int
 from dtme.capture import Capture
-from dtme.conflict import token_conflicts
+from dtme.conflict import Conflicts, token_conflicts
+from dtme.processes import Processes
 from dtme.rates import BlockScores, RateSums, Reservoir, disjoint_rate, normal_quantile
 from dtme.report import ConflictReport
 from dtme.token_space import TokenSpace
@@ -17,8 +20,29 @@ DISJOINT_SAMPLES = 512
 """Samples kept per task to compare tasks that never share an input."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What one batch says about the conflicts of the tasks it has losses for.
+
+    Attributes:
+        samples: How many samples it holds.
+        scores: Per space, each sample's mean rate over the pairs, block by block; NaN where no pair could be compared.
+        present: The tasks, as places among all tasks.
+        conflicts: Per block, what was counted.
+        valid: Per block and sample, how many tokens are no padding.
+        sums: Per task that may have to be compared on inputs of its own and block, the gradients summed over the tokens.
+    """
+
+    samples: int
+    scores: tuple[Float[Tensor, "samples blocks"], ...]
+    present: list[int]
+    conflicts: dict[str, Conflicts]
+    valid: dict[str, Int[Tensor, " samples"]]
+    sums: dict[str, dict[str, Float[Tensor, "samples p"]]]
+
+
 class Measurement:
-    """Everything the second round sums up."""
+    """Everything the second round sums up: `count` over all processes, `add` over this one's batches until `total`."""
 
     def __init__(
         self,
@@ -34,37 +58,73 @@ class Measurement:
         self.apart: dict[str, dict[str, Reservoir]] = {
             task: {name: Reservoir(DISJOINT_SAMPLES) for name in blocks} for task in tasks
         }
-        self.generator = torch.Generator().manual_seed(0)
 
-    def add(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> None:
-        """Add the token gradients of one batch."""
+    def find(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> Found:
+        """What the token gradients of one batch say; nothing is added yet."""
         present = [place for place, task in enumerate(self.tasks) if task in gradients]
-        per_block = []
+        conflicts, valid, shares = {}, {}, []
         for name in self.blocks:
             entry = caught.entries[name]
             stacked = torch.stack([gradients[self.tasks[place]][name] for place in present], dim=2)
-            valid = torch.full((len(stacked),), stacked.shape[1]) if entry.valid is None else entry.valid.sum(1)
-            conflicts = token_conflicts(stacked, self.spaces[name])
-            self.rates[name].add(conflicts, present, valid)
-            counted = conflicts.counted.to(torch.float64)
-            shares = torch.stack([conflicts.in_range, conflicts.in_null]) / counted
-            per_block.append(shares.flatten(2).nanmean(2))
-        for space, scores in enumerate(self.scores):
-            scores.add(torch.stack([shares[space] for shares in per_block], 1))
-        self.samples += caught.samples()
-        self._keep_sums(gradients)
+            valid[name] = torch.full((len(stacked),), stacked.shape[1]) if entry.valid is None else entry.valid.sum(1)
+            conflicts[name] = token_conflicts(stacked, self.spaces[name])
+            counted = conflicts[name].counted.to(torch.float64)
+            both = torch.stack([conflicts[name].in_range, conflicts[name].in_null]) / counted
+            shares.append(both.flatten(2).nanmean(2))
+        scores = tuple(torch.stack([share[space] for share in shares], 1).cpu() for space in range(2))
+        sums = {
+            self.tasks[place]: {
+                name: gradients[self.tasks[place]][name].sum(1) for name in self.apart[self.tasks[place]]
+            }
+            for place in present
+        }
+        return Found(caught.samples(), scores, present, conflicts, valid, sums)
 
-    def _keep_sums(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def count(self, samples: int, scores: Sequence[Float[Tensor, "samples blocks"]]) -> None:
+        """Take note of a batch of any process: what tells when to stop."""
+        self.samples += samples
+        for own, more in zip(self.scores, scores, strict=True):
+            own.add(more)
+
+    def add(self, found: Found) -> None:
+        """Add what a batch of this process says."""
+        for name in self.blocks:
+            self.rates[name].add(found.conflicts[name], found.present, found.valid[name])
+        self._keep_sums(found)
+
+    def _keep_sums(self, found: Found) -> None:
         """Keep what pairs of tasks need that never share an input, as long as there are such pairs."""
-        counted = self.rates[self.blocks[0]].counted
-        shared = counted + torch.eye(len(self.tasks), dtype=torch.float64) > 0
-        for place, task in enumerate(self.tasks):
-            if bool(shared[place].all()):
+        for task, shared in zip(self.tasks, self._shared(), strict=True):
+            if all(shared):
                 self.apart[task] = {}
-            elif task in gradients:
+            elif task in found.sums:
                 for name, reservoir in self.apart[task].items():
-                    sums = gradients[task][name].sum(1)
-                    reservoir.add(sums[sums.abs().amax(1) > 0], self.generator)
+                    sums = found.sums[task][name]
+                    reservoir.add(sums[sums.abs().amax(1) > 0])
+
+    def _shared(self) -> list[list[bool]]:
+        """Whether each two tasks have been compared on the same inputs."""
+        counted = self.rates[self.blocks[0]].counted
+        return (counted + torch.eye(len(self.tasks), dtype=torch.float64) > 0).tolist()
+
+    def total(self, processes: Processes) -> None:
+        """Add up what all processes have found, in each of them."""
+        tensors = [tensor for name in self.blocks for tensor in self.rates[name].sums()]
+        flat = processes.total(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+        for task, shared in zip(self.tasks, self._shared(), strict=True):
+            # A process that dropped a task's samples has shared inputs with all others for it, so that none needs them.
+            for name in () if all(shared) else self.blocks:
+                self.apart[task][name] = self._gathered(self.apart[task][name], processes)
+
+    def _gathered(self, own: Reservoir, processes: Processes) -> Reservoir:
+        if processes.size == 1:
+            return own
+        gathered = Reservoir(own.capacity)
+        for rows, keys in processes.exchange(lambda: ((_on_cpu(own.rows), _on_cpu(own.keys)), None))[0]:
+            gathered.merge(Reservoir(own.capacity, rows, keys))
+        return gathered
 
     def settled(self) -> bool:
         """Whether the blocks of the default plan are settled at the wanted confidence."""
@@ -85,7 +145,7 @@ class Measurement:
         pairing = [["shared" if i != j else "" for j in range(len(self.tasks))] for i in range(len(self.tasks))]
         for i, first in enumerate(self.tasks):
             for j, second in enumerate(self.tasks[:i]):
-                if float(self.rates[self.blocks[0]].counted[i, j]) > 0:
+                if self._shared()[i][j]:
                     continue
                 pairing[i][j] = pairing[j][i] = "disjoint"
                 for place, name in enumerate(self.blocks):
@@ -110,10 +170,14 @@ class Measurement:
         )
 
     def _disjoint(self, first: str, second: str, block: str) -> tuple[Tensor, Tensor]:
-        rows = [self.apart[task][block].rows() for task in (first, second)]
+        rows = [self.apart[task][block].rows for task in (first, second)]
         if rows[0] is None or rows[1] is None:
             missing = first if rows[0] is None else second
             raise ValueError(
                 f"task {missing!r} gave no gradient that is not zero at block {block!r}: nothing to compare it by."
             )
         return disjoint_rate(rows[0], rows[1], self.spaces[block])
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()

@@ -27,7 +27,7 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
         if isinstance(leaf, Tensor):
             return change(leaf)
         if isinstance(leaf, MutableMapping):  # those that the tree functions do not know, such as subclasses of dict
-            twin = copy.copy(leaf)
+            twin = _like(leaf)
             for key, value in leaf.items():
                 twin[key] = map_tensors(value, change)
             return twin
@@ -39,6 +39,17 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
         return leaf
 
     return pytree.tree_map(changed, output)
+
+
+def _like(mapping: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
+    """A mapping of the same kind, to be filled with the same keys."""
+    kind = type(mapping)
+    if not isinstance(mapping, dict) or hasattr(kind, "__copy__") or hasattr(kind, "__slots__"):
+        return copy.copy(mapping)
+    # copy.copy would do the same, but under torch.compile asks for `__setstate__`, which some mappings look up as a key.
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(mapping))
+    return twin
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:

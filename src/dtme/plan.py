@@ -7,9 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dtme._files import read_json, read_text, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dtme.cost import Cost
 
 Placement = Mapping[str, Sequence[str]]
 FORMAT = "dtme.plan"
@@ -28,7 +33,7 @@ class Plan:
         rank: Rank of the low-rank updates.
         modulator: `"affine"` (the paper's), or `"batchnorm"` (Tab. 11).
         adapt_layers: Which linear layers of a block are adapted, a regular expression that their whole name in the block
-            matches (`"attn.qkv|mlp.fc1"`); `None` adapts all that run as modules.
+            matches (`"attn.qkv|mlp.fc1"`, `".*(in|out)_proj"` of an `nn.MultiheadAttention`); `None` adapts all.
         joint_tokens: All tasks share one stream that sees the task tokens of all (the literal reading of Sec. 4.3); by
             default a task's tokens are seen by its own stream alone.
 
@@ -115,6 +120,42 @@ class Plan:
         modulators = sum(2 * per_token[block] * len(tasks) for block, tasks in self.modulate.items())
         tokens = sum(self.tokens_per_task * per_token[block] * len(tasks) for block, tasks in self.expand.items())
         return modulators + tokens
+
+    def cost(self, model: nn.Module, sample: Any, *, branches: Mapping[str, nn.Module | str] | None = None) -> Cost:
+        """What inference of all tasks costs under this plan, without applying it: FLOPs, and the streams of every block.
+
+        One plain pass is counted, in evaluation mode and beside it a few runs of every block; the rest is arithmetic. The
+        FLOPs are those that torch's `FlopCounterMode` counts of the model with the plan applied, attention as plain products
+        on every device.
+
+        Args:
+            model: A model without inserts; it is left as it was found.
+            sample: What its forward takes: a tensor, a tuple of arguments, or a dictionary of named ones.
+            branches: Where tasks leave the trunk, as in `apply`.
+
+        Raises:
+            ValueError: The plan does not fit the model, or the model has inserts already.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> class Model(nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            ...         self.trunk = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            ...         self.heads = nn.ModuleDict({"depth": nn.Linear(8, 1), "semseg": nn.Linear(8, 3)})
+            ...     def forward(self, x):
+            ...         tokens = self.trunk(x)
+            ...         return {task: head(tokens) for task, head in self.heads.items()}
+            >>> plan = Plan(("depth", "semseg"), modulate={"trunk.layers.1": ("depth", "semseg")})
+            >>> cost = plan.cost(Model(), torch.randn(2, 5, 8))
+            >>> cost.streams, round(cost.ratio, 2)
+            ({'trunk.layers.0': 1, 'trunk.layers.1': 2}, 1.49)
+        """
+        from dtme.cost import measure
+
+        return measure(self, model, sample, branches)
 
     def to_json(self) -> str:
         """The plan as JSON, fit for editing."""

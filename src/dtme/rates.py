@@ -44,6 +44,18 @@ class RateSums:
         self.products = torch.zeros(2, tasks, tasks, dtype=torch.float64)
         self.possible = zeros.clone()
 
+    def sums(self) -> tuple[Tensor, ...]:
+        """Everything that adds up over batches and processes: whole numbers, so that no order of adding changes them."""
+        return (
+            self.samples,
+            self.possible,
+            self.counted,
+            self.squares_counted,
+            self.conflicting,
+            self.squares,
+            self.products,
+        )
+
     def add(self, conflicts: Conflicts, present: list[int], tokens: Int[Tensor, " samples"]) -> None:
         """Add a batch in which the tasks `present` were compared on samples of so many valid tokens."""
         rows = torch.tensor(present)
@@ -153,24 +165,38 @@ def confidence_sequence(samples: int, alpha: float, tightest_at: int = 64) -> fl
 
 @dataclass
 class Reservoir:
-    """At most so many samples out of all that pass by, each with the same chance; memory does not grow with them."""
+    """At most so many samples out of all that pass by, each with the same chance; memory does not grow with them.
+
+    Kept are the samples with the smallest keys, and a key is a hash of the sample itself: which are kept depends neither
+    on their order nor on how they are shared among processes.
+    """
 
     capacity: int
-    seen: int = 0
-    kept: Tensor | None = None
+    rows: Float[Tensor, "kept p"] | None = None
+    keys: Int[Tensor, " kept"] | None = None
 
-    def add(self, rows: Float[Tensor, "samples p"], generator: torch.Generator) -> None:
+    def add(self, rows: Float[Tensor, "samples p"]) -> None:
         """Offer rows to the reservoir."""
-        for row in rows:
-            if self.kept is None:
-                self.kept = row.new_empty((self.capacity, *row.shape))
-            place = (
-                self.seen if self.seen < self.capacity else int(torch.randint(self.seen + 1, (1,), generator=generator))
-            )
-            if place < self.capacity:
-                self.kept[place] = row
-            self.seen += 1
+        self.merge(Reservoir(self.capacity, rows, content_keys(rows)))
 
-    def rows(self) -> Tensor | None:
-        """What is kept."""
-        return None if self.kept is None else self.kept[: min(self.seen, self.capacity)]
+    def merge(self, other: Reservoir) -> None:
+        """Offer what another reservoir keeps to this one."""
+        if other.rows is None or other.keys is None:
+            return
+        rows = other.rows if self.rows is None else torch.cat([self.rows, other.rows.to(self.rows)])
+        keys = other.keys if self.keys is None else torch.cat([self.keys, other.keys.to(self.keys)])
+        kept = keys.argsort(stable=True)[: self.capacity]
+        self.rows, self.keys = rows[kept], keys[kept]
+
+
+def content_keys(rows: Float[Tensor, "samples p"]) -> Int[Tensor, " samples"]:
+    """A hash of each row: a sum of its values' bits with random odd factors, modulo 2^64, spread by a second product.
+
+    A row is taken over its largest magnitude and in bfloat16, so that its last bits do not matter.
+    """
+    bits = unit_size(rows)[0].to(torch.bfloat16).view(torch.int16).to(torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (rows.shape[-1],), generator=generator) | 1
+    sums = (bits * factors.to(bits.device)).sum(-1)
+    mixed = (sums ^ (sums >> 29)) * -0x4B47D0C5B5EDB6D5
+    return mixed ^ (mixed >> 32)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dtme._files import read_json, read_text, write_text
 from dtme._shapes import Float
+from dtme.budget import Inserts, share_of, staircase, within
+from dtme.flops import ModelFlops
 from dtme.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class ConflictReport:
         variance_ratio: r, the energy in the range space over that in the null space.
         level: Confidence level of the half-widths.
         undecided: Blocks whose place in the default plan the samples did not settle, where `confidence` was asked for.
+        flops: FLOPs of the plain model on the first batch, or why they could not be counted.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +62,7 @@ class ConflictReport:
     variance_ratio: float
     level: float
     undecided: tuple[str, ...] = ()
+    flops: ModelFlops | str = "this report is none of an analysis that counted FLOPs."
 
     def range_score(self) -> Float[Tensor, " blocks"]:
         """Mean rate over the pairs of tasks, in the range space: what modulators are placed by."""
@@ -80,11 +84,16 @@ class ConflictReport:
         seed: int = 0,
         modulator: Literal["affine", "batchnorm"] = "affine",
         adaptation: bool = False,
+        max_cost: float | None = None,
     ) -> Plan:
         """Choose the blocks that get modulators and those that get task tokens (Alg. 1, second half; Sec. 5.2).
 
         Modulators go to the blocks with the highest range score, task tokens to those with the highest null score; of
         blocks that tie, the later one, which costs less.
+
+        With `max_cost` the plan is instead the one that resolves most conflict while inference of all tasks costs at most
+        so many times what the plain model's does: tasks share a stream and part late. What counts as resolved, and how the
+        plan is found, is told in `dtme.budget`. At no less than the cost of the plan without `max_cost`, it resolves as much.
 
         Args:
             fraction: Share of the blocks, for each of the two.
@@ -98,9 +107,10 @@ class ConflictReport:
             seed: For `select="random"`.
             modulator: `"affine"`, or `"batchnorm"` (Tab. 11).
             adaptation: Also give the blocks of the modulators low-rank updates of their linear layers (ours).
+            max_cost: What inference of all tasks may cost, as a multiple of the plain model's, `1.5` for instance.
 
         Raises:
-            ValueError: An option is out of range.
+            ValueError: An option is out of range, or nothing can be resolved within `max_cost`.
 
         Example:
             >>> rate = torch.tensor([0.1, 0.4]).view(2, 1, 1) * (1 - torch.eye(2))
@@ -116,7 +126,15 @@ class ConflictReport:
             raise ValueError(f"select={select!r}: choose 'conflict', 'random', 'reversed' or 'swapped'.")
         if not (modulation or expansion or adaptation):
             raise ValueError("modulation=False and expansion=False: the plan would be empty. Leave one of them on.")
-        count = max(1, math.floor(fraction * len(self.blocks) + 0.5))
+        if max_cost is not None:
+            if select != "conflict" or pair_threshold is not None:
+                raise ValueError(
+                    f"max_cost={max_cost} chooses blocks and tasks by the conflict they resolve: leave out select={select!r} and "
+                    f"pair_threshold={pair_threshold}."
+                )
+            inserts = Inserts(fraction, modulation, expansion, adaptation, tokens_per_task, modulator)
+            return within(staircase(self, inserts), max_cost)
+        count = share_of(fraction, len(self.blocks))
         by_range, by_null = self.range_score(), self.null_score()
         if select == "random":
             by_range, by_null = torch.rand(2, len(self.blocks), generator=torch.Generator().manual_seed(seed)).unbind()
@@ -152,6 +170,8 @@ class ConflictReport:
         data: dict[str, Any] = {"format": FORMAT, "version": 1}
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, ModelFlops):
+                value = value.to_dict()
             data[field.name] = _finite(value.tolist()) if isinstance(value, Tensor) else value
         write_text(Path(path), json.dumps(data, allow_nan=False) + "\n")
 
@@ -164,6 +184,7 @@ class ConflictReport:
         """
         data = read_json(read_text(Path(path)), FORMAT, str(path))
         try:
+            data.setdefault("flops", cls.flops)  # of a report written before FLOPs were counted
             values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
             report = cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -183,6 +204,22 @@ class ConflictReport:
         from dtme.viz.conflict_maps import conflict_maps
 
         return conflict_maps(self)
+
+    def plot_costs(self, *, fraction: float = 0.5, expansion: bool = True) -> Figure:
+        """What conflict can be resolved at what cost of inference: the plans of `plan(max_cost=...)`, from 1 on.
+
+        Args:
+            fraction: Share of the blocks that hold modulators, or task tokens, at most.
+            expansion: Plan task tokens, too.
+
+        Raises:
+            ValueError: The report holds no FLOPs, or no conflict was measured.
+            ModuleNotFoundError: matplotlib is not installed: `pip install "dtme[viz]"`.
+        """
+        from dtme.viz.cost_steps import cost_steps
+
+        steps = staircase(self, Inserts(fraction, expansion=expansion))
+        return cost_steps(self, steps, self.plan(fraction=fraction, expansion=expansion))
 
     def __str__(self) -> str:
         """A table: per block the rank, both scores with their half-widths, and the pair that conflicts most."""
@@ -232,6 +269,8 @@ def _restored(name: str, value: Any) -> Any:
         return torch.tensor(_infinite(value), dtype=torch.float64)
     if name == "pairing":
         return tuple(tuple(row) for row in value)
+    if name == "flops":
+        return value if isinstance(value, str) else ModelFlops.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -21,11 +21,13 @@ class Routing:
     """What the inserts of one model ask before they act.
 
     Attributes:
+        model: The model `apply` was called on.
         tasks: Every task of the plan.
         active: The tasks this pass computes, in plan order.
         rows: The task of each row of the batch as an index into `tasks`, or `None` where every row serves all tasks.
     """
 
+    model: nn.Module
     tasks: tuple[str, ...]
     active: tuple[str, ...]
     rows: Int[Tensor, " batch"] | None = None
@@ -38,7 +40,7 @@ def routing_of(model: nn.Module) -> Routing:
         ValueError: `dtme.apply` has not been called on it.
     """
     for module in model.modules():
-        applied = getattr(module, "_dtme", None)
+        applied = vars(module).get("_dtme")  # its own: wrappers pass attributes of what they wrap on as theirs
         if applied is not None:
             return applied.routing
     raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
@@ -53,6 +55,10 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
     modulators and task tokens of its own task, every branch sees all rows, and row `s` of a task's output means
     something where `per_sample[s]` is that task. (A branch that is told the batch size as a number cannot take no rows:
     compute such a model's tasks together, or by `per_sample`.)
+
+    Where tasks meet again behind their branches, in a decoder with cross-task attention, they meet as computed: with
+    names, the decoder gets features of these tasks alone and has to leave out those without rows; with `per_sample`, a
+    row brings every task's features out of the stream of its own task.
 
     Of nested contexts the innermost decides. With activation checkpointing, run the backward pass inside the context
     too: it repeats the forward.

@@ -1,4 +1,4 @@
-"""Other people's transformers, built small from configs of the transformers library: one property suite over all."""
+"""What is particular to the transformers library: padding, causal masks, positions, caches, hidden states."""
 
 from __future__ import annotations
 
@@ -30,16 +30,12 @@ from transformers_models import (
 )
 
 import dtme
-from dtme.adaptation import linear_layers
 from dtme.blocks import find_blocks
 from dtme.capture import capture
-from dtme.insert import layer_key
 
 CLOSE = {"rtol": 0, "atol": 1e-11}
 SOME = TASKS[:2]
 GLOBAL = [name for name in MODELS if name not in LOCAL]
-SHARED = {"deberta-v2": "value_proj|.*dense"}
-"""Layers to adapt, by the end of their name, where the others are applied to a table that all streams share."""
 
 
 def blocks_of(model: nn.Module) -> list[str]:
@@ -93,51 +89,7 @@ def test_blocks_are_found(name: str):
             assert entry.valid is None
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_modulation_starts_as_the_identity_and_leaves_no_trace(name: str):
-    base = MODELS[name]()
-    inputs, blocks = batch_of(name), blocks_of(base)
-    hooks = {key: (len(m._forward_hooks), len(m._forward_pre_hooks)) for key, m in base.named_modules()}
-    with torch.no_grad():
-        before = base(**inputs)
-        model = dtme.apply(copy.deepcopy(base), dtme.Plan(TASKS, {blocks[0]: SOME, blocks[-1]: TASKS}))
-        assert_same(model(**inputs), before, rtol=0, atol=1e-12)
-        dtme.remove(model)
-        after = model(**inputs)
-        for plan in plans(base, name):
-            applied = filled(base, plan)
-            for task, output in applied(**inputs).items():
-                assert not torch.allclose(output, before[task])  # the suite can tell a plan from none
-            dtme.remove(applied)
-            assert all(torch.equal(output, before[task]) for task, output in applied(**inputs).items())
-    assert all(torch.equal(after[task], before[task]) for task in TASKS)
-    assert list(model.state_dict()) == list(base.state_dict())
-    assert hooks == {key: (len(m._forward_hooks), len(m._forward_pre_hooks)) for key, m in model.named_modules()}
-
-
-@pytest.mark.parametrize("samples", [1, 3, 7])
-@pytest.mark.parametrize("name", MODELS)
-def test_together_alone_and_row_by_row_are_the_same(name: str, samples: int):
-    """For a batch of one, and one of as many sentences as a sentence has words, too."""
-    base = MODELS[name]()
-    inputs = batch_of(name, samples)
-    rows = [TASKS[row % 3] for row in range(samples)]
-    for plan in plans(base, name):
-        model = filled(base, plan)
-        with torch.no_grad():
-            together = model(**inputs)
-            with dtme.tasks(model, per_sample=rows):
-                mixed = model(**inputs)
-            for task in TASKS:
-                with dtme.tasks(model, task):
-                    alone = model(**inputs)
-                assert [len(alone[other]) for other in TASKS if other != task] == [0, 0]
-                torch.testing.assert_close(alone[task], together[task], **CLOSE)
-                for row in range(samples):
-                    if rows[row] == task:
-                        torch.testing.assert_close(mixed[task][row], together[task][row], **CLOSE)
-
-
+@pytest.mark.cell("expand")
 @pytest.mark.parametrize("name", [name for name in GLOBAL if name in TEXT])
 def test_task_tokens_leave_padding_hidden(name: str):
     """A padded batch gives what each sentence gives by itself, without padding or with other words in its place."""
@@ -158,6 +110,7 @@ def test_task_tokens_leave_padding_hidden(name: str):
                 assert_same(alone, {task: output[row : row + 1] for task, output in outputs.items()})
 
 
+@pytest.mark.cell("expand")
 @pytest.mark.parametrize("name", GLOBAL)
 @pytest.mark.parametrize("padded", [True, False])
 def test_every_position_sees_the_task_tokens_and_causal_models_stay_causal(name: str, padded: bool):
@@ -255,14 +208,6 @@ def test_relative_positions_are_those_of_the_words(name: str):
         assert not bool(bias[..., 7:].any())
 
 
-@pytest.mark.parametrize("name", LOCAL)
-def test_blocks_of_local_attention_refuse_task_tokens_by_name(name: str):
-    base = MODELS[name]()
-    for block in blocks_of(base):
-        with pytest.raises(ValueError, match=rf"expand: .*{re.escape(block)}.*[Pp]lan modulation there"):
-            dtme.apply(copy.deepcopy(base), dtme.Plan(TASKS, expand={block: TASKS}))(**batch_of(name))
-
-
 def test_a_cache_refuses_task_tokens_and_takes_modulators():
     base = MODELS["llama"]()
     base.trunk.config.use_cache = True
@@ -278,42 +223,7 @@ def test_a_cache_refuses_task_tokens_and_takes_modulators():
         assert_same(model(**inputs), cached, rtol=0, atol=0)
 
 
-def adapted_layers(name: str) -> str | None:
-    return rf"(.*\.)?({SHARED[name]})" if name in SHARED else None
-
-
-def merged(base: nn.Module, model: nn.Module, plan: dtme.Plan, task: str) -> nn.Module:
-    alone = copy.deepcopy(base)
-    for block, tasks in plan.adapt.items():
-        if task not in tasks:
-            continue
-        for layer, linear in linear_layers(alone.get_submodule(block), plan.adapt_layers).items():
-            own: Any = model.get_submodule(block).dtme.low_rank[layer_key(layer)]
-            row = tuple(tasks).index(task)
-            linear.weight.data += own.up[row].detach() @ own.down[row].detach()
-    return alone
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_adaptation_is_the_merged_model_of_every_task(name: str):
-    base = MODELS[name]()
-    inputs, blocks = batch_of(name), blocks_of(base)
-    plan = dtme.Plan(TASKS, adapt={blocks[0]: SOME, blocks[-1]: TASKS}, rank=2, adapt_layers=adapted_layers(name))
-    model = filled(base, plan)
-    with torch.no_grad():
-        start = dtme.apply(copy.deepcopy(base), plan)(**inputs)
-        assert_same(start, base(**inputs), rtol=0, atol=1e-12)
-        together = model(**inputs)
-        with dtme.tasks(model, per_sample=TASKS):
-            mixed = model(**inputs)
-        for row, task in enumerate(TASKS):
-            expected = merged(base, model, plan, task)(**inputs)[task]
-            assert not torch.allclose(expected, start[task])
-            torch.testing.assert_close(together[task], expected, **CLOSE)
-            torch.testing.assert_close(mixed[task][row], expected[row], **CLOSE)
-
-
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", ["deberta-v2"])
 def test_a_layer_that_all_streams_share_cannot_be_adapted(name: str):
     base = MODELS[name]()
     model = filled(base, dtme.Plan(TASKS, adapt={blocks_of(base)[1]: TASKS}))
@@ -327,6 +237,7 @@ def losses_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {task: (output @ weight.roll(place)).tanh().mean() for place, (task, output) in enumerate(outputs.items())}
 
 
+@pytest.mark.cell("analyse")
 @pytest.mark.parametrize("name", MODELS)
 def test_analysis_counts_no_padding(name: str):
     """The rates of a padded batch are those of its sentences one by one, without padding."""
@@ -361,26 +272,6 @@ def test_padding_on_the_left(name: str):
             outputs = model(**inputs)
             other = torch.where(inputs["input_ids"] == PAD, 9, inputs["input_ids"])
             assert_same(model(**{**inputs, "input_ids": other}), outputs, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["bert", "llama", "t5 encoder"])
-def test_checkpointed_activations_and_half_precision(name: str):
-    base = MODELS[name]()
-    for plan in plans(base, name):
-        model = filled(base, plan)
-        twin = copy.deepcopy(model)
-        twin.trunk.activation_checkpointing_enable({"use_reentrant": False})
-        gradients = []
-        for each in (model.train(), twin.train()):
-            torch.stack([output.square().sum() for output in each(**batch_of(name)).values()]).sum().backward()
-            gradients.append({n: p.grad for n, p in each.named_parameters() if p.grad is not None})
-        assert gradients[0].keys() == gradients[1].keys()
-        assert {n for n, _ in dtme.added_parameters(model)} <= gradients[0].keys()
-        for key, gradient in gradients[0].items():
-            torch.testing.assert_close(gradients[1][key], gradient, rtol=0, atol=1e-9)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            low = model.float().eval()(**batch_of(name))
-        assert all(bool(output.isfinite().all()) for output in low.values())
 
 
 @pytest.mark.parametrize("asked_before", [False, True])

@@ -136,8 +136,13 @@ IMAGE: dict[str, Callable[[], Multitask]] = {
     "segformer": lambda: _made(hf.SegformerModel, _segformer()),
     "swin": lambda: _made(hf.SwinModel, _swin(), add_pooling_layer=False),
 }
-LOCAL = ("segformer", "swin")
-"""Attention over a pooled or a windowed grid."""
+LOCAL = {
+    "segformer": "Conv2d 'attention.sequence_reduction.sequence_reduction' mixes neighbours on a grid",
+    "swin": "is made for windows of 2 positions",
+}
+"""Attention over a pooled or a windowed grid, and what the refusal of task tokens says of it."""
+ADAPT_LAYERS = {"deberta-v2": r"(.*\.)?(value_proj|.*dense)"}
+"""The layers to adapt, where the others are applied to a table that all streams share."""
 MODELS = {**TEXT, **IMAGE}
 
 

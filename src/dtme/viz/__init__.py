@@ -15,10 +15,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 from dtme.viz.conflict_maps import conflict_maps
+from dtme.viz.cost_steps import cost_steps
 from dtme.viz.page import write_page
 from dtme.viz.plan_map import plan_map
 from dtme.viz.sample_predictions import sample_predictions
 from dtme.viz.samples import Samples
 from dtme.viz.training_curves import training_curves
 
-__all__ = ["Samples", "conflict_maps", "plan_map", "sample_predictions", "training_curves", "write_page"]
+__all__ = ["Samples", "conflict_maps", "cost_steps", "plan_map", "sample_predictions", "training_curves", "write_page"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dtme.budget import Step
 from dtme.plan import Plan
 from dtme.report import ConflictReport
 from dtme.viz.parting import groups_per_block
@@ -38,6 +39,17 @@ def of_plan_map(plan: Plan, blocks: tuple[str, ...]) -> str:
         if placement:
             sentences.append(f"{what} in {', '.join(placement)}.")
     return " ".join(sentences)
+
+
+def of_cost_steps(steps: Sequence[Step]) -> str:
+    """The cheapest plan, what half of the conflict costs, and all of it."""
+    most = steps[-1].resolved
+    half = next(step for step in steps if step.resolved >= most / 2)
+    return (
+        f"A staircase of {_count(len(steps), 'plan')}, conflict resolved against the cost of inference. The cheapest costs "
+        f"{steps[0].cost:.2f} times the plain model and resolves {steps[0].resolved / most:.0%}; half costs {half.cost:.2f}, all "
+        f"{steps[-1].cost:.2f}. Below it the streams that each plan gives each block."
+    )
 
 
 def of_training_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,10 +13,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dtme._files import write_text
+from dtme.budget import Inserts, staircase
 from dtme.plan import Plan
 from dtme.report import ConflictReport
 from dtme.viz import captions
 from dtme.viz.conflict_maps import conflict_maps
+from dtme.viz.cost_steps import cost_steps
 from dtme.viz.outcome import dtme_row, outcome, row_of
 from dtme.viz.plan_map import plan_map
 from dtme.viz.sample_predictions import sample_predictions
@@ -100,6 +102,13 @@ def _figures(
     blocks = report.blocks if report is not None else plan.blocks if plan is not None else ()
     if plan is not None and blocks:
         made["plan"] = _figure("plan", plan_map(plan, blocks), captions.of_plan_map(plan, blocks))
+    if report is not None and not isinstance(report.flops, str):
+        counted = [report.flops.blocks.get(block) for block in report.blocks]
+        expansion = all(block is not None and block.task_tokens is not None for block in counted)
+        steps = staircase(report, Inserts(expansion=expansion)) if all(counted) else []
+        if steps:
+            figure = cost_steps(report, steps, report.plan(expansion=expansion))
+            made["costs"] = _figure("costs", figure, captions.of_cost_steps(steps))
     curves = {method: of_task for method, of_task in results.get("curves", {}).items() if any(of_task.values())}
     if curves:
         made["curves"] = _figure("curves", training_curves(curves), captions.of_training_curves(curves))

@@ -1,0 +1,287 @@
+"""FLOPs of a plain multi-task pass, told apart by what a plan repeats: blocks, what lies between them, and all else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from dtme.block_flops import BlockFlops, count_block
+from dtme.blocks import find_blocks
+from dtme.insert import Insert
+from dtme.outputs import tensors_of
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs of a plain multi-task pass over one batch.
+
+    Attributes:
+        once: Of what runs once under any plan: what comes before the first block, and every task's branch.
+        blocks: Block by block, in the order in which they run.
+    """
+
+    once: int
+    blocks: dict[str, BlockFlops]
+
+    @property
+    def plain(self) -> int:
+        """All of them.
+
+        Example:
+            >>> ModelFlops(5, {"x.0": BlockFlops(100, shared=7, behind=1)}).plain
+            113
+        """
+        return self.once + sum(block.run(1) + block.behind for block in self.blocks.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelFlops:
+        """What `to_dict` gave, also after a visit to JSON, which knows no tuples.
+
+        Example:
+            >>> flops = ModelFlops(5, {"x.0": BlockFlops(100, task_tokens=(3, 1), refusals={"adapt": "no layers."})})
+            >>> ModelFlops.from_dict(flops.to_dict()) == flops
+            True
+        """
+        blocks = {}
+        for name, found in data["blocks"].items():
+            pairs = {key: None if found[key] is None else tuple(found[key]) for key in ("task_tokens", "updates")}
+            blocks[name] = BlockFlops(**{**found, **pairs})
+        return cls(data["once"], blocks)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Attention as the products it is made of, which torch's counter knows on every device, while the context lasts."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class FlopCount:
+    """Counts one pass of a model while it runs; tokens come out of the blocks as they do uncounted.
+
+    Args:
+        model: A multi-task model without inserts.
+        blocks: Blocks that may get inserts; those that `find_blocks` finds are counted as well.
+        branches: The modules where tasks leave the trunk. `None` takes the members of every `ModuleDict` that holds no
+            block; where there is none, all that follows the last block counts as the tasks' own.
+        adapt_layers: Which linear layers get low-rank updates, as in `Plan`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Iterable[str],
+        branches: Sequence[nn.Module] | None = None,
+        adapt_layers: str | None = None,
+    ) -> None:
+        try:
+            trunk = find_blocks(model)
+        except ValueError:
+            trunk = {}
+        wanted = {*trunk, *blocks}
+        self.model = model
+        self.blocks = {name: module for name, module in model.named_modules() if name in wanted}
+        self.branches = _dictionary_members(model, self.blocks) if branches is None else list(branches)
+        self.adapt_layers = adapt_layers
+        self._runs: dict[str, list[BlockFlops]] = {}
+        inserts = any(isinstance(module, Insert) for module in model.modules())
+        self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
+        self._once = 0
+        self._behind: Counter[str] = Counter()
+        self._products = _Products(self._operation)
+        self._block: nn.Module | None = None  # the outermost that runs, if one does
+        self._branch: nn.Module | None = None
+        self._running = 0  # modules of the model: the losses of an analysis are no part of the pass
+        self._last = ""
+        self._from_trunk: dict[int, StorageWeakRef] = {}
+
+    def first_pass(self) -> AbstractContextManager[None]:
+        """Count the pass that runs in this context, unless one in which a block ran has been counted."""
+        return nullcontext() if self._runs or self._fault else self._pass()
+
+    def flops(self) -> ModelFlops:
+        """What was counted.
+
+        Raises:
+            ValueError: No block ran, or one could not be run beside the pass.
+        """
+        if self._fault is not None:
+            raise ValueError(self._fault)
+        if not self._runs:
+            raise ValueError(f"none of the blocks {', '.join(self.blocks)} ran, so there is nothing to count.")
+        once, behind = self._once, Counter(self._behind)
+        if not self.branches:
+            once += behind.pop(self._last, 0)
+        blocks = {name: replace(_sum(runs), behind=behind[name]) for name, runs in self._runs.items()}
+        return ModelFlops(once, blocks)
+
+    def flops_or_why_not(self) -> ModelFlops | str:
+        """What was counted, or why nothing was."""
+        try:
+            return self.flops()
+        except ValueError as why:
+            return str(why)
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        self._once, self._behind = 0, Counter()
+        handles = []
+        for module in self.model.modules():
+            handles.append(module.register_forward_pre_hook(self._begin))
+            handles.append(module.register_forward_hook(self._end))
+        for name, block in self.blocks.items():
+            handles.append(block.register_forward_pre_hook(partial(self._enter_block, name), with_kwargs=True))
+            handles.append(block.register_forward_hook(partial(self._leave_block, name)))
+        for branch in self.branches:
+            handles.append(branch.register_forward_pre_hook(self._enter_branch))
+            handles.append(branch.register_forward_hook(self._leave_branch))
+        try:
+            with ExitStack() as self._unfused, ExitStack() as self._counting:
+                self._counting.enter_context(self._products)
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._block, self._branch, self._running, self._from_trunk = None, None, 0, {}
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._running += 1
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running -= 1
+
+    def _enter_block(self, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._block is not None or self._branch is not None:
+            return
+        self._block = block
+        try:
+            found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
+            self._runs.setdefault(name, []).append(found)
+        except Exception as why:  # told by `flops`: the pass itself goes on
+            self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
+        self._counting.close()  # kernels that no mode may look at (flex attention) run as ever
+
+    def _leave_block(self, name: str, block: nn.Module, args: Any, output: Any) -> None:
+        if self._block is block:
+            self._block, self._last = None, name
+            self._counting.enter_context(self._products)
+            self._mark(output)
+
+    def _enter_branch(self, branch: nn.Module, args: Any) -> None:
+        if self._block is None and self._branch is None:
+            self._branch = branch
+            self._unfused.enter_context(plain_products())
+
+    def _leave_branch(self, branch: nn.Module, args: Any, output: Any) -> None:
+        if self._branch is branch:
+            self._branch = None
+            self._unfused.close()
+
+    def _operation(self, flops: int, inputs: Any, output: Any) -> None:
+        """An operation that ran. Outside of blocks and branches, what is made of their tokens is done to every stream."""
+        if self._block is not None or not self._running:  # a run beside the pass, or a loss
+            return
+        if self._branch is None and any(_address(tensor) in self._from_trunk for tensor in _strided(inputs)):
+            self._behind[self._last] += flops
+            self._mark(output)
+        else:
+            self._once += flops
+
+    def _mark(self, output: Any) -> None:
+        for tensor in _strided(output):  # the reference keeps the address from being used again
+            self._from_trunk[_address(tensor)] = StorageWeakRef(tensor.untyped_storage())
+
+    def _flops(self, run: Callable[[], Any]) -> int:
+        before = self._products.total
+        with torch.no_grad(), plain_products():
+            run()
+        return self._products.total - before
+
+
+class _Products(TorchDispatchMode):
+    """Counts products by the formulas of torch's `FlopCounterMode`, and tells of every operation what it costs.
+
+    The counter itself would hook into all modules there are, which compiled ones complain of.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Would load all of torch.compile at the first analysis; where a mode is on, nothing is compiled anyway."""
+        return False
+
+    def __init__(self, tell: Callable[[int, Any, Any], None]) -> None:
+        super().__init__()
+        self.tell = tell
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = getattr(func, "_overloadpacket", func)
+        decompose = getattr(func, "decompose", None)
+        if packet not in flop_registry and decompose is not None and torch.is_inference_mode_enabled():
+            with self:  # there linear layers come as they are, and not as products
+                parts = decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **kwargs)
+        flops = flop_registry[packet](*args, **kwargs, out_val=output) if packet in flop_registry else 0
+        self.total += flops
+        self.tell(flops, (args, kwargs), output)
+        return output
+
+
+def _strided(values: Any) -> Iterator[Tensor]:
+    """The tensors among some values that have a storage."""
+    return (tensor for tensor in tensors_of(values) if tensor.layout == torch.strided)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _dictionary_members(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The members of every dictionary of modules that neither holds a block nor lies in one: as a rule, heads by task."""
+    found = []
+    for name, module in model.named_modules():
+        inside = any(f"{name}.".startswith(f"{block}.") or block.startswith(f"{name}.") for block in blocks)
+        if isinstance(module, nn.ModuleDict) and name and not inside:
+            found += module.values()
+    return found
+
+
+def _sum(runs: Sequence[BlockFlops]) -> BlockFlops:
+    """A block that runs several times in a pass does so on the same streams, with the same inserts."""
+
+    def total(pairs: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+        known = [pair for pair in pairs if pair is not None]
+        return (sum(a for a, _ in known), sum(b for _, b in known)) if len(known) == len(pairs) else None
+
+    return BlockFlops(
+        stream=sum(run.stream for run in runs),
+        shared=sum(run.shared for run in runs),
+        task_tokens=total([run.task_tokens for run in runs]),
+        updates=total([run.updates for run in runs]),
+        refusals={name: why for run in runs for name, why in run.refusals.items()},
+    )
