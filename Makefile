@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test zoo lint clean
+.PHONY: setup demo test zoo overhead lint clean
 
 setup: .venv/.ready-test
 
@@ -14,6 +14,11 @@ test: .venv/.ready-test
 # What works on which model, into docs/zoo.md; the whole zoo, with the tests that `make test` leaves to it.
 zoo: .venv/.ready-test
 	$(BIN)/python -m pytest -n 2 tests/zoo --zoo-table docs/zoo.md
+
+# What streams cost, into results/overhead.json and the second table of docs/zoo.md.
+overhead: .venv/.ready-test
+	$(BIN)/python benchmarks/forward_overhead.py
+	PYTHONPATH=tests/zoo $(BIN)/python tests/zoo_table.py
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check src tests examples benchmarks

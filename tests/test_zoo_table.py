@@ -12,12 +12,12 @@ import zoo_table
 from zoo_table import Table, page, read_cells
 
 CELLS = {
-    ("ViT", "analyse"): "",
-    ("ViT", "expand"): "",
-    ("Swin", "expand"): "block 'a' has windows | see there",
-    ("swin", "expand"): "block 'b' has windows",
-    ("Swin v2", "expand"): "block 'a' has windows | see there",
-    ("bert", "analyse"): "",
+    ("ViT", "analyse"): "yes",
+    ("ViT", "expand"): "yes",
+    ("Swin", "expand"): "no: block 'a' has windows | see there",
+    ("swin", "expand"): "no: block 'b' has windows",
+    ("Swin v2", "expand"): "no: block 'a' has windows | see there",
+    ("bert", "analyse"): "yes: without: with",
 }
 
 
@@ -49,10 +49,17 @@ def test_a_cell_is_what_all_its_tests_say():
     found.pytest_runtest_logreport(report([("ViT", "analyse"), ("ViT", "expand")]))
     found.pytest_runtest_logreport(report([("Swin", "expand")], refusal="windows"))
     found.pytest_runtest_logreport(report([("Swin", "expand")]))
+    found.pytest_runtest_logreport(report([("swin", "adapt")]))
+    found.pytest_runtest_logreport(report([("swin", "adapt")], proviso="some layers"))
     found.pytest_runtest_logreport(report([("bert", "expand")], "failed"))
     found.pytest_runtest_logreport(report([("bert", "DDP")], when="setup"))
     found.pytest_runtest_logreport(report([("bert", "ONNX")], "skipped", "setup", long=True))
-    assert found.cells == {("ViT", "analyse"): "", ("ViT", "expand"): "", ("Swin", "expand"): "windows"}
+    assert found.cells == {
+        ("ViT", "analyse"): "yes",
+        ("ViT", "expand"): "yes",
+        ("Swin", "expand"): "no: windows",
+        ("swin", "adapt"): "yes: some layers",
+    }
     assert found.left_out == {("bert", "ONNX")}
 
 
@@ -60,16 +67,16 @@ def test_a_cell_is_what_all_its_tests_say():
     ("change", "said"),
     [
         ({}, ""),
-        ({("ViT", "expand"): "windows"}, "ViT, expand: the page says yes, the tests no (windows)"),
-        ({("bert", "expand"): ""}, "bert, expand: the page says nothing, the tests yes"),
-        ({("bert", "analyse"): None}, "bert, analyse: the page says yes, the tests nothing"),
+        ({("ViT", "expand"): "no: windows"}, "ViT, expand: the page says 'yes', the tests 'no: windows'"),
+        ({("bert", "expand"): "yes"}, "bert, expand: the page says 'nothing', the tests 'yes'"),
+        ({("bert", "analyse"): None}, "bert, analyse: the page says 'yes: without: with', the tests 'nothing'"),
     ],
 )
 def test_a_run_that_finds_something_else_fails(
     change: dict[Any, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(zoo_table, "PAGE", tmp_path / "zoo.md")
-    zoo_table.PAGE.write_text(page(CELLS | {("ViT", "ONNX"): ""}))
+    zoo_table.PAGE.write_text(page(CELLS | {("ViT", "ONNX"): "yes"}))
     found, run = table(), session()
     found.cells = {cell: why for cell, why in (CELLS | change).items() if why is not None}
     found.left_out = {("ViT", "ONNX")}
@@ -85,6 +92,11 @@ def test_a_part_of_the_zoo_is_not_compared(monkeypatch: pytest.MonkeyPatch):
     assert (found.said, run.exitstatus) == ("", pytest.ExitCode.OK)
 
 
+def test_the_page_there_is_holds_what_was_measured_last():
+    text = zoo_table.PAGE.read_text(encoding="utf-8")
+    assert text == page(read_cells(text)), "PYTHONPATH=tests/zoo python tests/zoo_table.py writes it anew"
+
+
 def test_names_that_are_not_in_the_zoo_are_refused():
     with pytest.raises(pytest.UsageError, match=r"\['unicorn'\] are no names of the zoo"):
-        page({("unicorn", "expand"): ""})
+        page({("unicorn", "expand"): "yes"})

@@ -20,6 +20,7 @@ from dtme.first_backward import FirstBackward, watch
 from dtme.insert import Insert, adapt, adapt_projection, enter, layer_key, leave
 from dtme.parallel import check_not_distributed
 from dtme.plan import Plan
+from dtme.position_tables import Widened, spanning_tables, widen
 from dtme.routing import Routing, leave_trunk
 
 
@@ -32,7 +33,7 @@ class Applied:
     blocks: tuple[str, ...]
     packing: tuple[str, ...]
     fused: tuple[str, ...]
-    handles: list[RemovableHandle | Opened]
+    handles: list[RemovableHandle | Opened | Widened]
     first_backward: FirstBackward
 
 
@@ -92,6 +93,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
+        handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
     packing = packing_modules(model)

@@ -21,6 +21,7 @@ from dtme.arguments import Call, argument_names, change_rows
 from dtme.blocks import fused_projections, layout_of, put, take, tokens_key, width_of
 from dtme.insert import Insert
 from dtme.plan import Plan
+from dtme.position_tables import spanning_tables, widen
 from dtme.routing import Routing
 from dtme.streams import fold
 
@@ -149,6 +150,8 @@ def _inserted(name: str, block: nn.Module, plan: Plan) -> Iterator[Insert]:
         insert = Insert(name, block, plan, routing, width_of(block)).eval()
         for handle in open_layers(block, insert, plan) if plan.adapt else ():
             opened.callback(handle.remove)
+        for attention in spanning_tables(block).values() if plan.expand else ():
+            opened.callback(widen(attention).remove)
         for attention in fused:
             attention.qkv_bias_separate = True
             opened.callback(setattr, attention, "qkv_bias_separate", False)

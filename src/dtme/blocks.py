@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtme.position_tables import spanning_tables
+
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _HEAD_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm$", re.IGNORECASE)
 _CHANNELS_FIRST = re.compile(r"2d|GroupNorm")
@@ -150,14 +152,17 @@ def fixed_positions(block: nn.Module) -> str | None:
     """What ties a block to the positions it was built for, so that no task token can join them; `None` where nothing does.
 
     Convolutions and pooling need the tokens on their grid, a table of relative positions has a row for each pair of
-    them, and a window holds as many as it was made for.
+    them (unless it can be widened: `position_tables`), and a window holds as many as it was made for.
 
     Example:
         >>> fixed_positions(nn.TransformerEncoderLayer(8, 2))
         >>> fixed_positions(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)))
         "Conv2d '0' mixes neighbours on a grid"
     """
+    spanning = spanning_tables(block)
     for name, buffer in block.named_buffers():
+        if name.rpartition(".")[0] in spanning:
+            continue
         pairs = buffer.ndim == 2 and buffer.shape[0] == buffer.shape[1] > 1
         if pairs and not buffer.is_floating_point() and buffer.dtype != torch.bool:
             return f"the table {name!r} numbers the pairs of its {len(buffer)} positions"
@@ -167,7 +172,7 @@ def fixed_positions(block: nn.Module) -> str | None:
         if mixes and name:
             return f"{type(inner).__name__} {name!r} mixes neighbours on a grid"
         window = getattr(inner, "window_size", None)
-        if window:
+        if window and name not in spanning:
             what = f"{type(inner).__name__} {name!r}" if name else "it"
             return f"{what} is made for windows of {window} positions"
     return None

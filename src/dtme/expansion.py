@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 from dtme.blocks import Layout
+from dtme.position_tables import spanning_tables
 
 
 def append(tokens: Tensor, extra: Float[Tensor, "samples n p"], layout: Layout) -> Tensor:
@@ -176,7 +177,9 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
         return f"its {mask} {tuple(named[mask].shape)} is not over its {length} tokens"
     if is_causal(block, named) and mask is None:
         return "its attention is causal and takes no mask by which earlier positions could see task tokens"
-    own = next((n for n, _ in [*block.named_parameters(), *block.named_buffers()] if _OWN_POSITIONS.search(n)), None)
+    spanning = spanning_tables(block)
+    held = [n for n, _ in [*block.named_parameters(), *block.named_buffers()] if n.rpartition(".")[0] not in spanning]
+    own = next((name for name in held if _OWN_POSITIONS.search(name)), None)
     if own is not None and not ("position_bias" in named and position_bias_of(block) is not None):
         return f"it computes positions of its own ({own}), and task tokens have none"
     return None

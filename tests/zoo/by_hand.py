@@ -47,6 +47,9 @@ def expanded(base: nn.Module, applied: nn.Module, plan: dtme.Plan, task: str) ->
         dim = 1 - int(any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in module.modules()))
         if hasattr(getattr(module, "attn", None), "num_prefix_tokens"):
             module.attn.num_prefix_tokens += len(own)
+        if getattr(getattr(module, "attn", None), "relative_position_bias_table", None) is not None:
+            bias = module.attn._get_rel_pos_bias()
+            module.attn._get_rel_pos_bias = partial(nn.functional.pad, bias, (len(own), 0, len(own), 0))
         module.forward = partial(_with_tokens_in_front, module.forward, own, dim)
     return alone
 

@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 from transformers_models import (
+    ADAPT_LAYERS,
     CAUSAL,
     DEPTH,
     LOCAL,
@@ -208,14 +210,17 @@ def test_relative_positions_are_those_of_the_words(name: str):
         assert not bool(bias[..., 7:].any())
 
 
-def test_a_cache_refuses_task_tokens_and_takes_modulators():
-    base = MODELS["llama"]()
+@pytest.mark.cell("expand")
+@pytest.mark.parametrize("name", ["llama", "llama eager", "qwen2", "qwen3"])
+def test_a_cache_refuses_task_tokens_and_takes_modulators(name: str, record_property: Callable[[str, object], None]):
+    base = MODELS[name]()
     base.trunk.config.use_cache = True
     first, *_, last = blocks_of(base)
-    inputs = batch_of("llama")
+    inputs = batch_of(name)
     model = filled(base, dtme.Plan(TASKS, expand={last: SOME}))
-    with pytest.raises(ValueError, match=rf"block '{re.escape(last)}' .* use_cache=False"):
+    with pytest.raises(ValueError, match=rf"block '{re.escape(last)}' .* use_cache=False") as refused:
         model(**inputs)
+    record_property("proviso", f"with use_cache=False; otherwise: {refused.value}")
     with torch.no_grad():
         model = filled(base, dtme.Plan(TASKS, {first: TASKS}))
         cached = model(**inputs)
@@ -223,12 +228,16 @@ def test_a_cache_refuses_task_tokens_and_takes_modulators():
         assert_same(model(**inputs), cached, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["deberta-v2"])
-def test_a_layer_that_all_streams_share_cannot_be_adapted(name: str):
+@pytest.mark.cell("adapt")
+@pytest.mark.parametrize("name", ADAPT_LAYERS)
+def test_a_layer_that_all_streams_share_cannot_be_adapted(name: str, record_property: Callable[[str, object], None]):
     base = MODELS[name]()
     model = filled(base, dtme.Plan(TASKS, adapt={blocks_of(base)[1]: TASKS}))
-    with pytest.raises(ValueError, match=r"adapt: layer .*(query|key)_proj.* shared by all streams.*adapt_layers"):
+    with pytest.raises(
+        ValueError, match=r"adapt: layer .*(query|key)_proj.* shared by all streams.*adapt_layers"
+    ) as refused:
         model(**batch_of(name))
+    record_property("proviso", f"with adapt_layers={ADAPT_LAYERS[name]!r}; otherwise: {refused.value}")
 
 
 def losses_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

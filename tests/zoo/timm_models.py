@@ -199,7 +199,6 @@ BLOCKS = dict.fromkeys(TIMM, FROM_0_TO_2) | {
     **{name: [f"trunk.{block}" for block in range(3)] for name in OTHERS if name.startswith("by hand")},
 }
 TIED = {
-    "BEiT": "the table 'attn.relative_position_index' numbers the pairs of its 17 positions",
     "Swin": "the table 'attn.relative_position_index' numbers the pairs of its 16 positions",
     "Swin v2": "the table 'attn.relative_position_index' numbers the pairs of its 16 positions",
     "PVT v2": "Conv2d 'attn.sr' mixes neighbours on a grid",
