@@ -90,7 +90,8 @@ def _check_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     """Keep an in-place operation from writing every stream over the one tensor it is given."""
     name = getattr(func, "__name__", "")
     written = kwargs.get("out")
-    if (name.endswith("_") and not name.endswith("__")) or name in _WRITES:
+    in_place = name[-1:] == "_" and name[-2:] != "__"  # sliced: not every release of torch can trace `endswith` here
+    if in_place or name in _WRITES:
         written = args[0] if args else None
     if isinstance(written, Tensor) and not isinstance(written, Streams):
         raise RuntimeError(
