@@ -1,4 +1,4 @@
-"""The command line: `dtme demo`, `dtme bench`."""
+"""The command line: `dtme demo`, `dtme bench`, `dtme ablate`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rich.console import Console
 
 from dtme._files import write_text
 from dtme.bench import jobs
+from dtme.bench.ablations import ablation_of
+from dtme.bench.catalogue import every_method, method_of
 from dtme.bench.display import shown
 from dtme.bench.experiment import Bench
 from dtme.bench.lines import write_lines
-from dtme.bench.methods import METHODS, method_of
-from dtme.bench.recipe import PLATEAU, TRANSFER
+from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
 from dtme.bench.table import markdown, table
@@ -28,7 +29,9 @@ from dtme.bench.table import markdown, table
 PAPER = ("ST", "MT", "TM", "TE", "TM+TE")
 """What `dtme bench` compares unless told otherwise."""
 
-REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU}
+REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU, "settled": SETTLED}
+Dense = Literal["scenes", "nuclei"]
+Regime = Literal["transfer", "plateau", "settled"]
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -44,12 +47,13 @@ def demo(out: Path = Path("runs/demo")) -> None:
 
 
 def bench(
-    suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional],
+    suite: Annotated[Dense, tyro.conf.Positional],
     data: Path | None = None,
-    regime: Literal["transfer", "plateau"] = "transfer",
+    regime: Regime = "transfer",
     methods: tuple[str, ...] = PAPER,
     seeds: tuple[int, ...] = (0,),
     steps: int | None = None,
+    held_out: Literal["test", "val"] = "test",
     out: Path | None = None,
 ) -> None:
     """Train the rows of a suite, for each seed, and print its table.
@@ -57,28 +61,73 @@ def bench(
     Args:
         suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
         data: Archive or folder of the suite's data.
-        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end.
+        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end; `settled`: the
+            same trunk, which then moves little.
         methods: Rows of the table; ST and MT are added, as the others are held against them. A wrong name lists all.
         seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
         steps: Training steps of each row, if not the recipe's.
+        held_out: What rows are measured on; `val` is for choosing settings.
         out: Folder of the results, by default runs/SUITE-REGIME. What is finished there is used again.
     """
+    for name in methods:
+        method_of(name)
+    folder = out or Path("runs") / f"{suite}-{regime}"
+    benches = _benches(suite, data, regime, seeds, steps, folder, held_out)
+    wanted = tuple(method.name for method in every_method() if method.name in (*methods, "ST", "MT"))
+    runs = _run(benches, wanted, folder)
+    page = write_report(benches[0], runs[0], wanted)
+    Console().print(f"Rows: {folder / 'results.jsonl'}. Seed {benches[0].seed} in pictures: {page}")
+
+
+def ablate(
+    ablation: Annotated[str, tyro.conf.Positional],
+    suite: Annotated[Dense, tyro.conf.Positional],
+    data: Path | None = None,
+    regime: Regime = "plateau",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Vary one thing, for each seed; print a table and draw the gains over MT.
+
+    Args:
+        ablation: What is varied. A wrong name lists all.
+        suite: As for `dtme bench`.
+        data: As for `dtme bench`.
+        regime: As for `dtme bench`.
+        seeds: As for `dtme bench`.
+        steps: Training steps of each row, if not the recipe's.
+        out: Folder of the results, by default runs/SUITE-REGIME, where `dtme bench` leaves its own: what is finished there is
+            used again.
+    """
+    from dtme.bench.arms import draw
+
+    chosen = ablation_of(ablation)
+    folder = out or Path("runs") / f"{suite}-{regime}"
+    wanted = ("ST", "MT", *(method.name for _, method in chosen.arms if method.name != "MT"))
+    benches = _benches(suite, data, regime, seeds, steps, folder, "test")
+    runs = _run(benches, wanted, folder, name=f"ablation-{chosen.name}")
+    Console().print(f"Figure: {draw(chosen, runs, folder / f'ablation-{chosen.name}.svg')}")
+
+
+def _benches(
+    suite: Dense,
+    data: Path | None,
+    regime: Regime,
+    seeds: Sequence[int],
+    steps: int | None,
+    folder: Path,
+    held_out: Literal["test", "val"],
+) -> list[Bench]:
     recipe = REGIMES[regime]
     if steps is not None:
         recipe = replace(recipe, steps=steps, expand_at=min(recipe.expand_at, steps // 10))
-    for name in methods:
-        method_of(name)
-    wanted = tuple(method.name for method in METHODS if method.name in (*methods, "ST", "MT"))
-    folder = out or Path("runs") / f"{suite}-{regime}"
-    every = [Bench(suite, recipe, folder / f"seed-{seed}", data, seed) for seed in dict.fromkeys(seeds)]
-    if not every:
+    if not seeds:
         raise ValueError("seeds: give at least one whole number.")
-    runs = _run(every, wanted, folder)
-    page = write_report(every[0], runs[0], wanted)
-    Console().print(f"Rows: {folder / 'results.jsonl'}. Seed {every[0].seed} in pictures: {page}")
+    return [Bench(suite, recipe, folder / f"seed-{seed}", data, seed, held_out) for seed in dict.fromkeys(seeds)]
 
 
-def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path, name: str = "results") -> list[dict[str, Any]]:
     """Do what is not done yet, write the lines and the table, and print it."""
     console = Console()
     if not console.is_terminal:
@@ -96,8 +145,8 @@ def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path) -> list
     runs = [
         collect(bench, methods, command=command, seconds=spent if work else seconds_before(bench)) for bench in benches
     ]
-    write_lines(folder / "results.jsonl", runs)
-    write_text(folder / "table.md", markdown(runs))
+    write_lines(folder / f"{name}.jsonl", runs)
+    write_text(folder / ("table.md" if name == "results" else f"{name}.md"), markdown(runs))
     console.print(table(runs))
     return runs
 
@@ -106,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command `dtme`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill, too, ends the workers
     try:
-        tyro.extras.subcommand_cli_from_dict({"demo": demo, "bench": bench}, prog="dtme", args=arguments)
+        tyro.extras.subcommand_cli_from_dict(
+            {"demo": demo, "bench": bench, "ablate": ablate}, prog="dtme", args=arguments
+        )
     except KeyboardInterrupt:
         sys.exit("Interrupted. Finished rows are kept: the same command goes on from there.")
     except (ValueError, FileNotFoundError) as error:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from dtme.bench.methods import METHODS, at_random_behind_the_same_block, method_of
+from dtme.bench.catalogue import method_of
+from dtme.bench.methods import METHODS
+from dtme.bench.placements import at_random_behind_the_same_block
 from dtme.bench.recipe import Recipe
 from dtme.report import ConflictReport
 

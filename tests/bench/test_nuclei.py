@@ -195,10 +195,11 @@ def test_dice_and_distance_error_by_hand_over_batches():
 def test_suite_from_a_small_tar(tar):
     seen = []
     made = suite(tar, size=32, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(1, 7)]  # the validation picture is not touched
+    assert seen == [(done, 7) for done in range(1, 8)]
     assert [task.name for task in made.tasks] == ["mask", "boundary", "horizontal", "vertical"]
-    splits = (made.pretrain, made.train, made.test)
-    assert sum(map(len, splits)) == 1 + 2 + 2 + 8 + 2 + 4
+    assert made.val is not None
+    splits = (made.pretrain, made.train, made.test, made.val)
+    assert sum(map(len, splits[:3])) == 1 + 2 + 2 + 8 + 2 + 4
     for split in splits:
         assert split.images.shape == (len(split), 3, 32, 32)
         assert split.images.dtype == torch.uint8

@@ -12,13 +12,15 @@ import torch
 from rich.console import Console
 
 from dtme import cli
-from dtme.bench import rows
+from dtme.bench import beginnings
+from dtme.bench.beginnings import begin_all, start_of
+from dtme.bench.branch_point import begin
+from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.methods import METHODS as METHODS_OF_TABLE
-from dtme.bench.methods import method_of
 from dtme.bench.recipe import Recipe
-from dtme.bench.rows import begin, begin_all, finish, jobs_of, run_of, start_of, steps_of, trained
+from dtme.bench.rows import finish, jobs_of, run_of, steps_of, trained
 from dtme.bench.table import cells, markdown
 from dtme.bench.training import train
 
@@ -125,7 +127,7 @@ def test_added_parameters_of_low_rank_updates_are_counted(folder: Path):
 
 
 def test_an_interrupted_row_goes_on_and_ends_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "KEPT_EVERY", 2)
+    monkeypatch.setattr(beginnings, "KEPT_EVERY", 2)
     bench = Bench("scenes", RECIPE, tmp_path)
     begin_all(bench, ignore)
     begin(bench, ignore)
@@ -145,13 +147,13 @@ def test_an_interrupted_row_goes_on_and_ends_the_same(folder: Path, tmp_path: Pa
 
 
 def test_what_an_interrupted_row_left_is_not_used_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows, "KEPT_EVERY", 2)
+    monkeypatch.setattr(beginnings, "KEPT_EVERY", 2)
     path = tmp_path / "rows" / "MT.pt"
     path.parent.mkdir()
     torch.save({"settings": json.dumps({"seed": 5}), "run": {}}, path)
-    assert rows._unfinished(path, {"seed": 4}) is None
+    assert beginnings._unfinished(path, {"seed": 4}) is None
     path.write_bytes(b"cut short")
-    assert rows._unfinished(path, {"seed": 5}) is None
+    assert beginnings._unfinished(path, {"seed": 5}) is None
 
 
 def test_new_methods_are_priced_when_they_come(folder: Path):
@@ -190,7 +192,7 @@ def test_every_method_trains_keeps_its_model_and_starts_where_plain_training_doe
     images = suite.test.batch(slice(0, 4))["image"]
     with torch.no_grad():
         first, known = begun.model.eval()(images), plain.model.eval()(images)
-    changes_the_start = method.recipe is not None or "TE" in method.name
+    changes_the_start = method.shape is not None or "TE" in method.name
     for task in known:
         assert first[task].shape == known[task].shape
         assert changes_the_start or torch.allclose(first[task], known[task], atol=1e-5)

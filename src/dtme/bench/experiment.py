@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class Bench:
         out: Folder of all results.
         data: Where the suite's data is, if it needs any.
         seed: Of data order and first weights.
+        held_out: The split that rows are measured on: `"val"` for whoever chooses settings, `"test"` for all else.
     """
 
     suite: Literal["scenes", "nuclei"]
@@ -40,12 +42,14 @@ class Bench:
     out: Path
     data: Path | None = None
     seed: int = 0
+    held_out: Literal["test", "val"] = "test"
 
     def load(self, report: Report | None = None) -> Suite:
         """The suite with the weights of its losses, from the cache where it has been made before."""
-        suite = self._data(report)
-        weights = LOSS_WEIGHTS[self.suite]
-        suite = replace(suite, tasks=tuple(replace(task, weight=weights[task.name]) for task in suite.tasks))
+        suite = self._data(report).weighted(LOSS_WEIGHTS[self.suite])
+        if self.held_out == "val":
+            assert suite.val is not None
+            suite = replace(suite, test=suite.val)
         if self.recipe.start == "plateau":
             whole = _together(suite.pretrain, suite.train)
             return replace(suite, pretrain=whole, train=whole)
@@ -61,7 +65,8 @@ class Bench:
         from dtme.bench import scenes
 
         pretrain, train, test = self.recipe.images
-        return scenes.suite(size=self.recipe.size, pretrain=pretrain, train=train, test=test, progress=report)
+        val = test if self.held_out == "val" else 0
+        return scenes.suite(size=self.recipe.size, pretrain=pretrain, train=train, test=test, val=val, progress=report)
 
     def settings(self) -> dict[str, Any]:
         """What a finished row must have been made with to be used again."""
@@ -75,6 +80,7 @@ class Bench:
             "seed": self.seed,
             "recipe": recipe,
             "loss_weights": LOSS_WEIGHTS[self.suite],
+            "held_out": self.held_out,
         }
 
 
@@ -90,7 +96,8 @@ def figures(bench: Bench, name: str) -> dict[str, Any]:
 
 def path_of(bench: Bench, name: str, suffix: str) -> Path:
     """Where a row keeps its figures (json), its weights (safetensors) or, unfinished, its state (pt)."""
-    return bench.out / "rows" / f"{name.replace(' ', '-').replace(',', '')}.{suffix}"
+    plain = re.sub(r"[^\w.+%]+", "-", name)
+    return bench.out / "rows" / f"{plain}.{suffix}"
 
 
 def keep(bench: Bench, name: str, found: dict[str, Any]) -> None:

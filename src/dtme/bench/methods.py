@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from dtme import baselines
+from dtme.bench.branch_point import BranchPoint
 from dtme.bench.placements import Planner, at_random_behind_the_same_block, by_conflict, last_blocks
 from dtme.bench.recipe import Recipe
 from dtme.bench.rivals import (
@@ -35,7 +36,10 @@ class Method:
         balance: How the losses become gradients.
         change: What takes the model's place.
         rate: Which learning rate of the recipe is for what `change` adds; the trunk's if `None`.
-        recipe: The recipe of a model of another shape, which begins with a start of its own.
+        settings: What of the recipe is otherwise for this row alone; nothing that the weights it begins with depend on.
+        weights: Per suite the weights of the losses, if not the suite's own.
+        branch: Where it branches off plain training, and the analysis its plan comes from.
+        shape: The recipe of a model of another shape, which begins with a start of its own.
         lasts: Another method's name and a currency: train for as many steps as that method's training buys in it.
         longer: Train for so many times the steps.
     """
@@ -46,7 +50,10 @@ class Method:
     balance: Balancer | None = None
     change: Change | None = None
     rate: Literal["insert_rate", "low_rank_rate"] | None = None
-    recipe: Callable[[Recipe], Recipe] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Mapping[str, float]] | None = None
+    branch: BranchPoint = field(default_factory=BranchPoint)
+    shape: Callable[[Recipe], Recipe] | None = None
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
     longer: float = 1.0
 
@@ -114,12 +121,12 @@ METHODS = (
     Method(
         "MT wider, as TM+TE",
         "MLPs wider by as many parameters as TM+TE adds",
-        recipe=wider(lambda p, depth: 12 * p * ((depth + 1) // 2)),
+        shape=wider(lambda p, depth: 12 * p * ((depth + 1) // 2)),
     ),
     Method(
         "MT wider, as Adapt last block",
         "MLPs wider by as many parameters as Adapt last block adds",
-        recipe=wider(lambda p, depth: 256 * p),
+        shape=wider(lambda p, depth: 256 * p),
     ),
     Method("PCGrad", "gradients projected off those they conflict with", balance=drawing(baselines.pcgrad)),
     Method("CAGrad", "the worst task's gain near the mean gradient", balance=by(baselines.cagrad)),
@@ -147,15 +154,3 @@ METHODS = (
     Method("MT as long as Adapt last 2", "MT for the wall-clock of Adapt last 2", lasts=("Adapt last 2", "time")),
 )
 """In the order of every table."""
-
-
-def method_of(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        ValueError: There is none; the message lists them.
-    """
-    for method in METHODS:
-        if method.name == name:
-            return method
-    raise ValueError(f"methods: there is no {name!r}. Choose from: {', '.join(method.name for method in METHODS)}.")

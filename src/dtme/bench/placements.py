@@ -23,6 +23,8 @@ def by_conflict(
     select: Literal["conflict", "random", "reversed", "swapped"] = "conflict",
     fraction: float | None = None,
     rank: int = 0,
+    tokens: int = 1,
+    modulator: Literal["affine", "batchnorm"] = "affine",
 ) -> Planner:
     """Blocks as a report chooses them; with a `rank`, the modulators' blocks get low-rank updates as well."""
 
@@ -33,6 +35,8 @@ def by_conflict(
             modulation=modulation,
             expansion=expansion,
             adaptation=rank > 0,
+            tokens_per_task=tokens,
+            modulator=modulator,
             seed=seed,
         )
         return replace(made, rank=rank) if rank else made
@@ -70,6 +74,35 @@ def at_random_behind_the_same_block(report: ConflictReport, recipe: Recipe, seed
     if first not in (*modulated, *expanded):
         modulated[0] = first
     return replace(chosen, modulate=_all_tasks(report, sorted(modulated)), expand=_all_tasks(report, sorted(expanded)))
+
+
+def one_block(place: int, modulation: bool, rank: int) -> Planner:
+    """One block alone, by its place in the trunk."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        return _at(report, report.blocks[place : place + 1], modulation, False, rank, None)
+
+    return plan
+
+
+def after_norm(*, entry: bool) -> Planner:
+    """Modulators behind both norms of the last blocks, where attention and MLP take the tokens; at the blocks' entries, too."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        last = last_blocks(None, modulation=True)(report, recipe, seed)
+        inner = {f"{block}.{part}": tasks for block, tasks in last.modulate.items() for part in ("attn", "mlp")}
+        return replace(last, modulate={**last.modulate, **inner} if entry else inner)
+
+    return plan
+
+
+def within_cost(max_cost: float) -> Planner:
+    """Low-rank updates where they resolve most conflict within a budget of inference."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        return report.plan(modulation=False, expansion=False, adaptation=True, max_cost=max_cost)
+
+    return plan
 
 
 def _all_tasks(report: ConflictReport, places: Iterable[int]) -> dict[str, tuple[str, ...]]:

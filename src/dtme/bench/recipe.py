@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -28,9 +28,14 @@ class Recipe:
         expand_at: Step at which conflicts are measured and the plan is applied.
         analysis_batches: Batches of the training split that the analysis reads.
         learning_rate: Peak learning rate of the trunk.
+        row_rate: Peak learning rate of rows, as a multiple of that of what they begin with; a small one is the paper's regime,
+            a well-trained trunk that moves little.
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
         insert_rate: Learning rate of modulators and task tokens, as a multiple of the trunk's.
         low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
+        insert_decay: Weight decay of what the plan adds.
+        insert_warmup: Steps after insertion over which its learning rate rises, besides the warm-up of all.
+        frozen_trunk: Train heads and inserts alone (Tab. 12).
         weight_decay: Decoupled; not on norms, biases, class token and what the plan adds.
         warmup: Steps over which the learning rate rises to its peak.
         fraction: Share of the blocks for modulators, and for task tokens.
@@ -51,9 +56,13 @@ class Recipe:
     expand_at: int = 60
     analysis_batches: int = 8
     learning_rate: float = 1e-3
+    row_rate: float = 1.0
     head_rate: float = 3.0
     insert_rate: float = 10.0
     low_rank_rate: float = 3.0
+    insert_decay: float = 0.0
+    insert_warmup: int = 0
+    frozen_trunk: bool = False
     weight_decay: float = 0.02
     warmup: int = 50
     fraction: float = 0.5
@@ -88,3 +97,6 @@ PLATEAU = Recipe(
     warmup=100,
 )
 """A small trunk at its end: more steps gain plain training next to nothing, so that what tasks take from each other shows."""
+
+SETTLED = replace(PLATEAU, row_rate=0.1, head_rate=1.0, insert_rate=100.0, low_rank_rate=30.0)
+"""The paper's way: from the same plateau on, the trunk moves little, and what is inserted moves as much as there."""

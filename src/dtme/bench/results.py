@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
+from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
+from dtme.bench.methods import Method
 from dtme.bench.model import build
 from dtme.bench.rows import plan_of_method, trained
 from dtme.bench.suite import Suite
 from dtme.bench.training import predictions
 from dtme.metrics import delta_m, relative_gain
-from dtme.plan import Plan
 from dtme.report import ConflictReport
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
             row = figures(bench, method)
             metrics, spent, steps = row["metrics"], row["seconds"], row["steps"]
             curves[method] = row["curves"]
-        plan = plan_of_method(bench, method)
+        plan, known = plan_of_method(bench, method), method_of(method)
         spent += first["analysis_seconds"] if plan is not None else 0.0
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
@@ -76,7 +77,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
                 "inference_flops": cost["inference_flops"],
                 "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
                 "wall_clock": spent,
-                "wall_clock_ratio": _price(bench, plan, steps, cost["step"], first["analysis_steps"]),
+                "wall_clock_ratio": _price(bench, known, steps, cost["step"], first["analysis_steps"]),
             }
         )
     results = {
@@ -148,11 +149,11 @@ def _as_target(prediction: Tensor, kind: Kind) -> Tensor:
     return prediction.sigmoid() if kind == "edges" else prediction
 
 
-def _price(bench: Bench, plan: Plan | None, steps: int, step_cost: float, analysis_steps: float) -> float:
+def _price(bench: Bench, method: Method, steps: int, step_cost: float, analysis_steps: float) -> float:
     """Time of a row over that of MT, by the price of a step: runs side by side slow each other too unevenly to be timed."""
-    if plan is None:
+    if method.plan is None:
         return steps * step_cost / bench.recipe.steps
-    before = bench.recipe.expand_at
+    before = method.branch.step(bench.recipe)
     return (before + analysis_steps + (steps - before) * step_cost) / bench.recipe.steps
 
 

@@ -7,39 +7,28 @@ are measured, with its weights, its optimiser's state and its place in the sched
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from dtme._files import written_whole
-from dtme.analysis import analyze
 from dtme.apply import apply
-from dtme.bench.cache import cached
+from dtme.bench.beginnings import begin_all, start_of, train_on
+from dtme.bench.branch_point import BranchPoint, begin, plain_run, reach
+from dtme.bench.catalogue import method_of
 from dtme.bench.cost import costs
 from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
-from dtme.bench.methods import Method, method_of
+from dtme.bench.methods import Method
 from dtme.bench.model import build, hash_of
-from dtme.bench.recipe import PRETRAINING
-from dtme.bench.suite import Split, Suite
-from dtme.bench.training import Run, add_inserts, add_own, data_order, evaluate, optimiser, task_losses, train
+from dtme.bench.recipe import Recipe
+from dtme.bench.suite import Suite
+from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser
 from dtme.plan import Plan
-from dtme.report import ConflictReport
-
-KEPT_EVERY = 1000
-"""Steps after which an unfinished run is written down, so that it can go on from there."""
-
-_OF_ROWS = ("steps", "expand_at", "analysis_batches", "insert_rate", "low_rank_rate", "fraction")
-"""What of a recipe the weights that rows begin with do not depend on."""
 
 
 def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
@@ -58,12 +47,17 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
     ready = tuple(job.name for job in data)
     inserting = [method for method in wanted if method.plan is not None]
     priced = [method for method in wanted if method.lasts is not None]
+    points = list(dict.fromkeys(method.branch for method in wanted if method.branch != BranchPoint()))
     jobs = [
         Job("start", begin_all, (bench,), after=ready),
         Job("MT, first steps", begin, (bench,), after=("start",)),
-        Job("cost", price, (bench, tuple(methods)), after=("MT, first steps",)),
+        *(Job(point.name, reach, (bench, point), after=("MT, first steps",)) for point in points),
+        Job("cost", price, (bench, tuple(methods)), after=("MT, first steps", *(point.name for point in points))),
         *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
-        *(Job(method.name, finish, (bench, method.name), after=("MT, first steps",)) for method in reversed(inserting)),
+        *(
+            Job(method.name, finish, (bench, method.name), after=(method.branch.name,))
+            for method in reversed(inserting)
+        ),
         *(
             Job(method.name, finish, (bench, method.name), after=("MT, first steps",))
             for method in wanted
@@ -107,65 +101,6 @@ def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int
     scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
 
 
-def begin_all(bench: Bench, report: Report) -> None:
-    """Train what all rows begin with, all tasks together."""
-    start_of(bench, report)
-    keep(bench, "start", {})
-
-
-def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
-    """The weights that rows begin with, from the cache where they have been trained before.
-
-    Of a trunk alone, the same for all seeds, or of a whole model at its plateau, one per seed: `Recipe.start`.
-    """
-    suite, recipe = bench.load(), bench.recipe
-    whole = recipe.start == "plateau"
-    seed = bench.seed if whole else PRETRAINING
-
-    def made() -> dict[str, Tensor]:
-        model = build(suite.tasks, recipe, seed)
-        run = Run(model, suite.tasks, optimiser(model, recipe))
-        seed_of_order = hash_of(seed, "start") if whole else seed
-        _train_on(bench, "start", run, suite.pretrain, seed_of_order, recipe.pretrain_steps, report)
-        return {name: weight for name, weight in model.state_dict().items() if whole or name.startswith("trunk.")}
-
-    shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
-    images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
-    return cached(f"start/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images, seed):012x}", made)
-
-
-def begin(bench: Bench, report: Report) -> None:
-    """The plain multi-task run up to the step of insertion, and the analysis there."""
-    suite, recipe = bench.load(), bench.recipe
-    model = build(suite.tasks, recipe, bench.seed, start_of(bench, report))
-    run = Run(model, suite.tasks, optimiser(model, recipe))
-    total = recipe.expand_at
-    train(
-        run,
-        suite.train,
-        recipe,
-        seed=bench.seed,
-        steps=recipe.steps,
-        until=total,
-        advance=lambda step: report(step, total),
-    )
-    order = data_order(len(suite.train), recipe.batch, recipe.analysis_batches, hash_of(bench.seed, "analysis"))
-    batches = [suite.train.batch(rows) for rows in order]
-    began = time.perf_counter()
-    conflicts = analyze(model, lambda m, batch: task_losses(m, batch, suite.tasks), batches)
-    seconds = time.perf_counter() - began
-    conflicts.save(bench.out / "report.json")
-    with written_whole(bench.out / "start.pt") as temporary:
-        torch.save(run.state(), temporary)
-    spare = Run(model, suite.tasks, optimiser(model, recipe))  # for the price of a step; its training is thrown away
-    train(spare, suite.train, recipe, seed=0, steps=20, until=20, advance=lambda step: None)
-    keep(
-        bench,
-        "MT, first steps",
-        {"analysis_seconds": seconds, "analysis_steps": seconds / (spare.seconds / 20)},
-    )
-
-
 def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
     """What a step and a pass of each method cost, taken in turns, and how many parameters it adds."""
     suite, recipe = bench.load(), bench.recipe
@@ -206,22 +141,32 @@ def steps_of(bench: Bench, method: Method) -> int:
     return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
 
 
+def recipe_of(bench: Bench, method: Method) -> Recipe:
+    """The recipe of a row: the table's, with what the method sets otherwise."""
+    return replace(bench.recipe, **method.settings)
+
+
 def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
     """A multi-task row at the step of insertion, with what the method changes in place."""
-    recipe = bench.recipe
-    if method.recipe is not None:  # of another shape: it cannot branch off, and begins with a start of its own
-        wide = replace(bench, recipe=method.recipe(recipe))
+    recipe = recipe_of(bench, method)
+    suite = suite if method.weights is None else suite.weighted(method.weights[bench.suite])
+    if method.shape is not None:  # another shape cannot branch off, and begins with a start of its own
+        wide = replace(bench, recipe=method.shape(recipe))
         model = build(suite.tasks, wide.recipe, bench.seed, start_of(wide, lambda done, total: None))
         return Run(model, suite.tasks, optimiser(model, recipe))
-    model = build(suite.tasks, recipe, bench.seed)
-    run = Run(model, suite.tasks, optimiser(model, recipe))
-    run.restore(torch.load(bench.out / "start.pt", weights_only=True))
+    run = plain_run(replace(bench, recipe=recipe), suite)
+    run.restore(torch.load(method.branch.start(bench), weights_only=True))
+    for group, rate in zip(run.made.param_groups, (1.0, 1.0, recipe.head_rate, recipe.head_rate), strict=True):
+        group["rate"] = rate  # what was restored holds the table's
+    model: Any = run.model
+    if recipe.frozen_trunk:
+        freeze_trunk(run.made, model)
     plan = plan_of_method(bench, method.name)
     if plan is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_of(bench.seed, method.name))
             apply(model, plan)
-        add_inserts(run.made, model, recipe)
+        add_inserts(run.made, model, recipe, run.step)
     if method.change is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_of(bench.seed, method.name))
@@ -239,7 +184,8 @@ def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
 def finish(bench: Bench, name: str, report: Report) -> None:
     """A multi-task row from the step of insertion to its figures."""
     suite, method = bench.load(), method_of(name)
-    _to_the_end(bench, name, suite, run_of(bench, suite, method), steps_of(bench, method), report)
+    run, recipe = run_of(bench, suite, method), recipe_of(bench, method)
+    _to_the_end(bench, name, suite, run, recipe, steps_of(bench, method), report)
 
 
 def single_task(bench: Bench, task: str, report: Report) -> None:
@@ -247,7 +193,7 @@ def single_task(bench: Bench, task: str, report: Report) -> None:
     suite, recipe = bench.load(), bench.recipe
     own = tuple(t for t in suite.tasks if t.name == task)
     model = build(own, recipe, bench.seed, start_of(bench, report))
-    _to_the_end(bench, f"ST {task}", suite, Run(model, own, optimiser(model, recipe)), recipe.steps, report)
+    _to_the_end(bench, f"ST {task}", suite, Run(model, own, optimiser(model, recipe)), recipe, recipe.steps, report)
 
 
 def plan_of_method(bench: Bench, name: str) -> Plan | None:
@@ -255,7 +201,7 @@ def plan_of_method(bench: Bench, name: str) -> Plan | None:
     method = method_of(name)
     if method.plan is None:
         return None
-    return method.plan(ConflictReport.load(bench.out / "report.json"), bench.recipe, bench.seed)
+    return method.plan(method.branch.measured(bench), recipe_of(bench, method), bench.seed)
 
 
 def trained(bench: Bench, name: str) -> nn.Module:
@@ -270,40 +216,10 @@ def trained(bench: Bench, name: str) -> nn.Module:
     return model
 
 
-def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, steps: int, report: Report) -> None:
-    _train_on(bench, name, run, suite.train, bench.seed, steps, report)
+def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, recipe: Recipe, steps: int, report: Report) -> None:
+    train_on(bench, name, run, suite.train, recipe, bench.seed, steps, report)
     metrics = evaluate(run.model, suite.test, run.tasks)
     path = path_of(bench, name, "safetensors")
     with written_whole(path) as temporary:
         save_file(run.model.state_dict(), temporary)
     keep(bench, name, {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": steps})
-
-
-def _train_on(bench: Bench, name: str, run: Run, split: Split, seed: int, steps: int, report: Report) -> None:
-    """Train to the end, from where an interrupted run of the same settings was last written down."""
-    path = path_of(bench, name, "pt")
-    kept = _unfinished(path, bench.settings())
-    if kept is not None:
-        run.restore(kept)
-    while run.step < steps:
-        train(
-            run,
-            split,
-            bench.recipe,
-            seed=seed,
-            steps=steps,
-            until=min(steps, run.step + KEPT_EVERY),
-            advance=lambda step: report(step, steps),
-        )
-        if run.step < steps:
-            with written_whole(path) as temporary:
-                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
-    path.unlink(missing_ok=True)
-
-
-def _unfinished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        kept = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None
-    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +70,7 @@ class Suite:
         pretrain: Images of the same kind that no other split holds, on which the shared trunk is trained before.
         train: What every row trains on.
         test: What every row is measured on.
+        val: What settings are chosen on, where it was asked for.
     """
 
     name: str
@@ -77,6 +78,11 @@ class Suite:
     pretrain: Split
     train: Split
     test: Split
+    val: Split | None = None
+
+    def weighted(self, weights: Mapping[str, float]) -> Suite:
+        """The same suite with these weights of its losses."""
+        return replace(self, tasks=tuple(replace(task, weight=weights[task.name]) for task in self.tasks))
 
 
 def normalise(images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:

@@ -68,14 +68,28 @@ def optimiser(model: MultiTaskViT, recipe: Recipe) -> torch.optim.AdamW:
     return made
 
 
-def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe) -> None:
-    """Give the parameters a plan added groups of their own: no decay, which would pull scales to 0 instead of to 1."""
+def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, since: int = 0) -> None:
+    """Give the parameters a plan added groups of their own: no decay by default, which would pull scales to 0 instead of to 1.
+
+    Args:
+        made: Gets the groups.
+        model: A plan has been applied to it.
+        recipe: Their learning rates, decay and warm-up.
+        since: The step of insertion, where their warm-up begins.
+    """
     new = list(added_parameters(model))
     low_rank = [parameter for name, parameter in new if ".low_rank." in name]
     others = [parameter for name, parameter in new if ".low_rank." not in name]
     for parameters, rate in ((others, recipe.insert_rate), (low_rank, recipe.low_rank_rate)):
         if parameters:
-            made.add_param_group({"params": parameters, "rate": rate, "weight_decay": 0.0})
+            group = {"params": parameters, "rate": rate, "weight_decay": recipe.insert_decay}
+            made.add_param_group({**group, "since": since, "warmup": recipe.insert_warmup})
+
+
+def freeze_trunk(made: torch.optim.Optimizer, model: MultiTaskViT) -> None:
+    """Train the trunk no further (Tab. 12); what a plan adds to it later is trained."""
+    frozen = {id(parameter) for parameter in model.trunk.requires_grad_(False).parameters()}
+    made.param_groups[:] = [group for group in made.param_groups if not frozen.issuperset(map(id, group["params"]))]
 
 
 def add_own(made: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> None:
@@ -202,7 +216,9 @@ def train(
     began = perf_counter()
     for rows in data_order(len(split), recipe.batch, until, seed, run.step):
         for group in run.made.param_groups:
-            group["lr"] = recipe.learning_rate * group["rate"] * schedule(run.step, steps, recipe.warmup)
+            peak = recipe.learning_rate * recipe.row_rate * group["rate"]
+            risen = (run.step - group.get("since", 0) + 1) / max(1, group.get("warmup", 0))
+            group["lr"] = peak * min(1.0, risen) * schedule(run.step, steps, recipe.warmup)
         for task, loss in step(run, split.batch(rows)).items():
             sums[task] = sums.get(task, torch.zeros(())) + loss
         if run.step % every == 0 or run.step == until:

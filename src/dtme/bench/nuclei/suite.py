@@ -16,7 +16,7 @@ from dtme.bench.nuclei import archive, targets, tiles
 from dtme.bench.nuclei.archive import Archive
 from dtme.bench.suite import Split, Suite, Task
 
-VERSION = 1
+VERSION = 2
 """Raised when the same archive gives other tensors than before, so that no old cache is read."""
 
 PRETRAIN_SHARE = 0.25
@@ -27,8 +27,8 @@ def suite(data: Path, *, size: int = 64, seed: int = 0, progress: Callable[[int,
     """Nuclei: mask, boundary, horizontal and vertical distance maps, as HoVer-Net learns them together.
 
     The archive divides its pictures into `train`, `val` and `test`, all three of the same kinds of microscopy. Its
-    `test` is the suite's test; its `val` is left to whoever wants to choose settings; its `train` is divided, by
-    picture, into pretrain and train.
+    `test` is the suite's test; on its `val` settings are chosen; its `train` is divided, by picture, into pretrain and
+    train.
 
     Args:
         data: `dsb2018_nuclei.tar`, or the folder it unpacks to.
@@ -48,14 +48,14 @@ def suite(data: Path, *, size: int = 64, seed: int = 0, progress: Callable[[int,
     pictures = archive.read(Path(data))
     key = f"nuclei/v{VERSION}-seed{seed}-{size}-{pictures.digest()[:16]}"
     tensors = cached(key, lambda: _tensors(pictures, size, seed, progress or (lambda done, total: None)))
-    pretrain, train, test = (_split(tensors, split) for split in ("pretrain", "train", "test"))
+    pretrain, train, test, val = (_split(tensors, split) for split in ("pretrain", "train", "test", "val"))
     tasks = (
         Task("mask", 1, mask_loss, MaskDice, "Dice", "edges"),
         Task("boundary", 1, balanced_edge_loss, OptimalDatasetF, "odsF", "edges"),
         Task("horizontal", 1, regression_loss, DistanceRMSE, "RMSE", "signed"),
         Task("vertical", 1, regression_loss, DistanceRMSE, "RMSE", "signed"),
     )
-    return Suite("nuclei", tasks, pretrain, train, test)
+    return Suite("nuclei", tasks, pretrain, train, test, val)
 
 
 def divide(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -78,7 +78,7 @@ def _tensors(pictures: Archive, size: int, seed: int, progress: Callable[[int, i
             f"splits.json in {pictures.path} names {len(train)} training pictures, too few to spare a quarter; "
             "name at least 3"
         )
-    members = {"pretrain": pretrain, "train": train, "test": splits["test"]}
+    members = {"pretrain": pretrain, "train": train, "test": splits["test"], "val": splits["val"]}
     done, total = 0, sum(map(len, members.values()))
     tensors = {}
     for split, names in members.items():

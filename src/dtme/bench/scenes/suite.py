@@ -15,6 +15,7 @@ from dtme.bench.scenes.rendering import VERSION, Scenes, render
 from dtme.bench.suite import Split, Suite, Task
 
 SPLITS = ("pretrain", "train", "test")
+_SEED_OF_VAL = 1_000_000  # far from the seeds of the other splits
 _PORTION = 32  # scenes rendered between two reports of progress
 
 
@@ -24,6 +25,7 @@ def suite(
     pretrain: int = 2000,
     train: int = 1000,
     test: int = 400,
+    val: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Suite:
@@ -34,6 +36,7 @@ def suite(
         pretrain: Scenes on which the shared trunk is trained before.
         train: Scenes on which every row trains.
         test: Scenes on which every row is measured.
+        val: Scenes on which settings are chosen.
         seed: Whole number; suites of different seeds share no scene, nor do the splits of one.
         progress: Called with the number of scenes made so far and in all; a split in the cache counts at once.
     """
@@ -45,11 +48,12 @@ def suite(
         done += count
         if progress is not None:
             progress(done, sum(counts))
-    return Suite("scenes", _tasks(), *splits)
+    chosen_on = render_split("val", val, size=size, seed=seed) if val else None
+    return Suite("scenes", _tasks(), *splits, val=chosen_on)
 
 
 def render_split(
-    split: Literal["pretrain", "train", "test"],
+    split: Literal["pretrain", "train", "test", "val"],
     count: int,
     *,
     size: int = 64,
@@ -65,7 +69,7 @@ def render_split(
         seed: As in `suite`.
         progress: Called with the number of scenes made so far.
     """
-    own_seed = len(SPLITS) * seed + SPLITS.index(split)
+    own_seed = _SEED_OF_VAL + seed if split == "val" else len(SPLITS) * seed + SPLITS.index(split)
     tensors = cached(f"scenes/v{VERSION}-seed{own_seed}-{count}x{size}", lambda: _make(own_seed, count, size, progress))
     return Split(tensors.pop("image"), tensors)
 

@@ -1,0 +1,50 @@
+"""From the rows of an ablation to its figure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtme._files import written_whole
+from dtme.bench.ablations import Ablation
+from dtme.bench.lines import rows_of
+from dtme.bench.methods import METHODS
+from dtme.bench.statistics import paired
+
+if TYPE_CHECKING:
+    from dtme.viz.arms import ArmGain
+
+
+def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain]:
+    """Each arm's gain in Delta_m over MT, paired by seed.
+
+    Args:
+        ablation: Its arms.
+        runs: Results with rows of all arms and of MT, one per seed.
+    """
+    from dtme.viz.arms import ArmGain
+
+    plain = rows_of(runs, "MT")
+    found = []
+    for label, method in ablation.arms:
+        rows = rows_of(runs, method.name)
+        own, other = ([of[seed]["delta_m"] for seed in rows] for of in (rows, plain))
+        gain = paired(own, other) if method.name != "MT" else None
+        cost = statistics.fmean(row["step_cost"] for row in rows.values())
+        mean, halfwidth = (0.0, math.inf) if gain is None else (gain.mean, gain.halfwidth)
+        found.append(ArmGain(label, mean, halfwidth, cost, own=method in METHODS))
+    return found
+
+
+def draw(ablation: Ablation, runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Draw an ablation, as SVG or whatever the suffix says."""
+    from dtme.viz.arms import arm_gains
+
+    title = f"{runs[0]['suite']}: {ablation.says}"
+    figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs))
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
+    return path

@@ -1,0 +1,103 @@
+"""What all rows of a table begin with: a trunk, or a whole model at its plateau, trained on all tasks together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtme._files import written_whole
+from dtme.bench.cache import cached
+from dtme.bench.experiment import LOSS_WEIGHTS, Bench, keep, path_of
+from dtme.bench.jobs import Report
+from dtme.bench.model import build, hash_of
+from dtme.bench.recipe import PRETRAINING, Recipe
+from dtme.bench.suite import Split
+from dtme.bench.training import Run, optimiser, train
+
+KEPT_EVERY = 1000
+"""Steps after which an unfinished run is written down, so that it can go on from there."""
+
+_OF_ROWS = (
+    "steps",
+    "expand_at",
+    "analysis_batches",
+    "row_rate",
+    "insert_rate",
+    "low_rank_rate",
+    "insert_decay",
+    "insert_warmup",
+    "frozen_trunk",
+    "fraction",
+)
+"""What of a recipe the weights that rows begin with do not depend on."""
+
+
+def begin_all(bench: Bench, report: Report) -> None:
+    """Train what all rows begin with, all tasks together."""
+    start_of(bench, report)
+    keep(bench, "start", {})
+
+
+def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
+    """The weights that rows begin with, from the cache where they have been trained before.
+
+    Of a trunk alone, the same for all seeds, or of a whole model at its plateau, one per seed: `Recipe.start`.
+    """
+    suite, recipe = bench.load(), replace(bench.recipe, row_rate=1.0)
+    whole = recipe.start == "plateau"
+    seed = bench.seed if whole else PRETRAINING
+
+    def made() -> dict[str, Tensor]:
+        model = build(suite.tasks, recipe, seed)
+        run = Run(model, suite.tasks, optimiser(model, recipe))
+        seed_of_order = hash_of(seed, "start") if whole else seed
+        train_on(bench, "start", run, suite.pretrain, recipe, seed_of_order, recipe.pretrain_steps, report)
+        return {name: weight for name, weight in model.state_dict().items() if whole or name.startswith("trunk.")}
+
+    shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
+    images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
+    return cached(f"start/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images, seed):012x}", made)
+
+
+def train_on(
+    bench: Bench, name: str, run: Run, split: Split, recipe: Recipe, seed: int, steps: int, report: Report
+) -> None:
+    """Train to the end, from where an interrupted run of the same settings was last written down.
+
+    Args:
+        bench: Where unfinished runs are kept.
+        name: Of what is trained.
+        run: Changed in place.
+        split: What to train on.
+        recipe: How.
+        seed: Of the data order.
+        steps: Length of the schedule, and its end.
+        report: Told the steps done.
+    """
+    path = path_of(bench, name, "pt")
+    kept = _unfinished(path, bench.settings())
+    if kept is not None:
+        run.restore(kept)
+    while run.step < steps:
+        until = min(steps, run.step + KEPT_EVERY)
+        train(run, split, recipe, seed=seed, steps=steps, until=until, advance=lambda step: report(step, steps))
+        if run.step < steps:
+            with written_whole(path) as temporary:
+                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
+    path.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        kept = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None
