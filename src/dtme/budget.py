@@ -62,6 +62,7 @@ class Inserts:
         adaptation: Low-rank updates, in the blocks of the modulators.
         tokens_per_task: Task tokens per task and block.
         modulator: Their kind.
+        rank: Of the updates.
     """
 
     fraction: float = 0.5
@@ -70,6 +71,7 @@ class Inserts:
     adaptation: bool = False
     tokens_per_task: int = 1
     modulator: Literal["affine", "batchnorm"] = "affine"
+    rank: int = 4
 
 
 def share_of(fraction: float, blocks: int) -> int:
@@ -183,7 +185,7 @@ class _Search:
 
     def _price_inserts(self, place: int, name: str, flops: ModelFlops) -> None:
         block, tokens = flops.blocks[name], self.inserts.tokens_per_task
-        rank = Plan(self.report.tasks).rank
+        rank = self.inserts.rank
         try:
             if self.inserts.expansion:
                 self.again[place] = block.shared
@@ -276,6 +278,7 @@ class _Search:
             expand=placed[1],
             adapt=placed[0] if self.inserts.adaptation else {},
             tokens_per_task=self.inserts.tokens_per_task,
+            rank=self.inserts.rank,
             modulator=self.inserts.modulator,
         )
 

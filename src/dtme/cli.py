@@ -1,4 +1,4 @@
-"""The command line: `dtme demo`, `dtme bench`, `dtme ablate`."""
+"""The command line: `dtme demo`, `dtme bench`, `dtme ablate`, `dtme tune`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
 from dtme.bench.table import markdown, table
+from dtme.bench.tuning import scores, settings_of, write
 
 PAPER = ("ST", "MT", "TM", "TE", "TM+TE")
 """What `dtme bench` compares unless told otherwise."""
@@ -86,6 +87,7 @@ def ablate(
     regime: Regime = "plateau",
     seeds: tuple[int, ...] = (0, 1, 2),
     steps: int | None = None,
+    held_out: Literal["test", "val"] = "test",
     out: Path | None = None,
 ) -> None:
     """Vary one thing, for each seed; print a table and draw the gains over MT.
@@ -97,6 +99,7 @@ def ablate(
         regime: As for `dtme bench`.
         seeds: As for `dtme bench`.
         steps: Training steps of each row, if not the recipe's.
+        held_out: As for `dtme bench`.
         out: Folder of the results, by default runs/SUITE-REGIME, where `dtme bench` leaves its own: what is finished there is
             used again.
     """
@@ -105,9 +108,39 @@ def ablate(
     chosen = ablation_of(ablation)
     folder = out or Path("runs") / f"{suite}-{regime}"
     wanted = ("ST", "MT", *(method.name for _, method in chosen.arms if method.name != "MT"))
-    benches = _benches(suite, data, regime, seeds, steps, folder, "test")
+    benches = _benches(suite, data, regime, seeds, steps, folder, held_out)
     runs = _run(benches, wanted, folder, name=f"ablation-{chosen.name}")
     Console().print(f"Figure: {draw(chosen, runs, folder / f'ablation-{chosen.name}.svg')}")
+
+
+def tune(
+    suite: Annotated[Dense, tyro.conf.Positional],
+    data: Path | None = None,
+    regime: Regime = "plateau",
+    seeds: tuple[int, ...] = (0,),
+    steps: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Train MT and ST under several learning rates of trunk and heads, and measure them on the validation split.
+
+    Args:
+        suite: As for `dtme bench`.
+        data: As for `dtme bench`.
+        regime: As for `dtme bench`.
+        seeds: As for `dtme bench`.
+        steps: Training steps of each row, if not the recipe's.
+        out: Folder of the results, by default runs/SUITE-REGIME-tuning.
+    """
+    folder = out or Path("runs") / f"{suite}-{regime}-tuning"
+    benches = [settings_of(bench) for bench in _benches(suite, data, regime, seeds, steps, folder, "val")]
+    runs = {
+        pair: _run([of[pair] for of in benches], ("ST", "MT"), folder, name="row-{:g}-head-{:g}".format(*pair))
+        for pair in benches[0]
+    }
+    found = scores(runs)
+    write(folder / "tuning.json", found, next(iter(runs.values()))[0])
+    for line in found:
+        Console().print("  ".join(f"{name} {value:+.2f}" for name, value in line.items()))
 
 
 def _benches(
@@ -156,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill, too, ends the workers
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "bench": bench, "ablate": ablate}, prog="dtme", args=arguments
+            {"demo": demo, "bench": bench, "ablate": ablate, "tune": tune}, prog="dtme", args=arguments
         )
     except KeyboardInterrupt:
         sys.exit("Interrupted. Finished rows are kept: the same command goes on from there.")

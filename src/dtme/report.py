@@ -84,6 +84,7 @@ class ConflictReport:
         seed: int = 0,
         modulator: Literal["affine", "batchnorm"] = "affine",
         adaptation: bool = False,
+        rank: int = 4,
         max_cost: float | None = None,
     ) -> Plan:
         """Choose the blocks that get modulators and those that get task tokens (Alg. 1, second half; Sec. 5.2).
@@ -107,6 +108,7 @@ class ConflictReport:
             seed: For `select="random"`.
             modulator: `"affine"`, or `"batchnorm"` (Tab. 11).
             adaptation: Also give the blocks of the modulators low-rank updates of their linear layers (ours).
+            rank: Of these updates.
             max_cost: What inference of all tasks may cost, as a multiple of the plain model's, `1.5` for instance.
 
         Raises:
@@ -132,7 +134,7 @@ class ConflictReport:
                     f"max_cost={max_cost} chooses blocks and tasks by the conflict they resolve: leave out select={select!r} and "
                     f"pair_threshold={pair_threshold}."
                 )
-            inserts = Inserts(fraction, modulation, expansion, adaptation, tokens_per_task, modulator)
+            inserts = Inserts(fraction, modulation, expansion, adaptation, tokens_per_task, modulator, rank)
             return within(staircase(self, inserts), max_cost)
         count = share_of(fraction, len(self.blocks))
         by_range, by_null = self.range_score(), self.null_score()
@@ -150,6 +152,7 @@ class ConflictReport:
             expand=expand if expansion else {},
             adapt=modulate if adaptation else {},
             tokens_per_task=tokens_per_task,
+            rank=rank,
             modulator=modulator,
         )
 

@@ -7,6 +7,8 @@ from dtme.bench.catalogue import method_of
 from dtme.bench.methods import METHODS
 from dtme.bench.placements import at_random_behind_the_same_block
 from dtme.bench.recipe import Recipe
+from dtme.block_flops import BlockFlops
+from dtme.flops import ModelFlops
 from dtme.report import ConflictReport
 
 RECIPE = Recipe()
@@ -15,6 +17,7 @@ TASKS = ("a", "b", "c")
 
 def report(scores_range: list[float], scores_null: list[float]) -> ConflictReport:
     depth = len(scores_range)
+    flops = {f"trunk.blocks.{d}": BlockFlops(100, task_tokens=(4, 0), updates=(1, 0)) for d in range(depth)}
     apart = 1 - torch.eye(len(TASKS))
     rates = [torch.tensor(scores).view(-1, 1, 1) * apart for scores in (scores_range, scores_null)]
     return ConflictReport(
@@ -29,6 +32,7 @@ def report(scores_range: list[float], scores_null: list[float]) -> ConflictRepor
         (0.0,) * depth,
         100.0,
         0.95,
+        flops=ModelFlops(200, flops),
     )
 
 
@@ -46,8 +50,9 @@ def test_every_plan_can_be_made_and_serves_all_tasks(method):
     plan = method.plan(FOUND, RECIPE, 0)
     assert plan.tasks == TASKS
     assert plan.blocks
+    shared = "within" in method.name  # on a budget, tasks share a stream
     for placement in (plan.modulate, plan.expand, plan.adapt):
-        assert all(tasks == TASKS for tasks in placement.values())
+        assert all(set(tasks) <= set(TASKS) and (shared or tasks == TASKS) for tasks in placement.values())
 
 
 def test_names_occur_once_and_a_method_that_lasts_as_long_as_another_names_one():
@@ -84,3 +89,12 @@ def test_random_placement_at_the_same_cost_varies_with_the_seed():
     drawn = {str(at_random_behind_the_same_block(FOUND, RECIPE, seed)) for seed in range(20)}
     assert len(drawn) > 4
     assert at_random_behind_the_same_block(FOUND, RECIPE, 3) == at_random_behind_the_same_block(FOUND, RECIPE, 3)
+
+
+def test_other_tasks_get_the_streams_at_the_same_cost():
+    plan, other = (
+        method_of(name).plan(FOUND, RECIPE, 0) for name in ("Adapt within 1.5 x", "Adapt within 1.5 x, other tasks")
+    )
+    assert plan.adapt.keys() == other.adapt.keys()
+    assert [len(tasks) for tasks in plan.adapt.values()] == [len(tasks) for tasks in other.adapt.values()]
+    assert plan.adapt != other.adapt

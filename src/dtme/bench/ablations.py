@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from dtme.bench.branch_point import BranchPoint
-from dtme.bench.methods import METHODS, Method
+from dtme.bench.experiment import LOSS_WEIGHTS
+from dtme.bench.methods import METHODS, Method, watched
 from dtme.bench.placements import after_norm, by_conflict, last_blocks, one_block, within_cost
 
 
@@ -20,12 +21,14 @@ class Ablation:
         says: What is varied, and which table or figure of the paper does the same; the title of the figure.
         axis: What the values are.
         arms: Value and method.
+        figure: What is drawn: each arm's gain over MT, its conflict before and after, or the cosines of its gradients.
     """
 
     name: str
     says: str
     axis: str
     arms: tuple[tuple[str, Method], ...]
+    figure: Literal["gains", "conflict", "cosines"] = "gains"
 
 
 def _of_table(*names: str) -> tuple[Method, ...]:
@@ -53,6 +56,14 @@ def _setting(base: str, field: str, values: Sequence[str], own: str, word: str) 
 
 def _paper(**options: Any) -> dict[str, Any]:
     return {"plan": by_conflict(modulation=True, expansion=True, **options)}
+
+
+def _reweighted(place: int, factor: float) -> dict[str, dict[str, float]]:
+    """Per suite its weights, that of one task changed."""
+    return {
+        suite: {task: weight * (factor if task == list(weights)[place] else 1.0) for task, weight in weights.items()}
+        for suite, weights in LOSS_WEIGHTS.items()
+    }
 
 
 _LAST_HALF = "in the last half of the blocks"
@@ -147,6 +158,19 @@ ABLATIONS = (
         ),
     ),
     Ablation(
+        "loss-weights",
+        "weights of the losses of plain training, one task's changed at a time",
+        "weights",
+        (
+            ("as they are", _of_table("MT")[0]),
+            *(
+                (label, Method(f"MT, {label}", f"plain training, {label}", weights=_reweighted(place, factor)))
+                for place in range(4)
+                for label, factor in ((f"task {place + 1} x 3", 3.0), (f"task {place + 1} / 3", 1 / 3))
+            ),
+        ),
+    ),
+    Ablation(
         "insert-rate",
         "learning rate of modulators and task tokens",
         "multiple of the trunk's",
@@ -233,6 +257,20 @@ ABLATIONS = (
             ("own blocks", *_of_table("own last half")),
         ),
     ),
+    Ablation(
+        "conflict",
+        "conflict before and after training, in either space (Tab. 14)",
+        "method",
+        tuple((method.name, method) for method in _of_table("MT", "TM", "TE", "TM+TE", "Adapt last block")),
+        figure="conflict",
+    ),
+    Ablation(
+        "cosines",
+        "cosines between the tasks' gradients by the parameters they share (Fig. 4)",
+        "method",
+        tuple((method.name, watched(method)) for method in _of_table("MT", "TM+TE", "Adapt last block")),
+        figure="cosines",
+    ),
     *(
         Ablation(
             f"block-{word}",
@@ -256,14 +294,16 @@ ABLATIONS = (
         "times MT's inference",
         tuple(
             (
-                f"{cost:g}",
+                value,
                 Method(
-                    f"Adapt within {cost:g} x",
-                    f"rank-4 updates within {cost:g} times MT's inference",
-                    within_cost(cost),
+                    f"Adapt within {value} x",
+                    f"rank-4 updates within {value} times MT's inference",
+                    within_cost(float(value)),
                 ),
             )
-            for cost in (1.25, 1.5, 2.0, 3.0)
+            if value in ("1.25", "3")
+            else (value, *_of_table(f"Adapt within {value} x"))
+            for value in ("1.25", "1.5", "2", "3")
         ),
     ),
 )

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dtme._files import written_whole
 from dtme.bench.ablations import Ablation
 from dtme.bench.lines import rows_of
 from dtme.bench.methods import METHODS
-from dtme.bench.statistics import paired
+from dtme.bench.statistics import Paired, paired
 
 if TYPE_CHECKING:
     from dtme.viz.arms import ArmGain
@@ -39,12 +41,36 @@ def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain
     return found
 
 
+def changes(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Paired]]:
+    """Per arm and space, the conflict after training less that before, paired by seed."""
+    found: dict[str, dict[str, Paired]] = {}
+    before = {run["seed"]: run["conflict_before"] for run in runs}
+    for label, method in ablation.arms:
+        rows = rows_of(runs, method.name)
+        found[label] = {
+            space: paired([row["conflict"][space] for row in rows.values()], [before[seed][space] for seed in rows])
+            for space in ("range", "null")
+        }
+    return found
+
+
 def draw(ablation: Ablation, runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Draw an ablation, as SVG or whatever the suffix says."""
     from dtme.viz.arms import arm_gains
+    from dtme.viz.conflict_changes import conflict_changes
+    from dtme.viz.cosine_histograms import cosine_histograms
 
     title = f"{runs[0]['suite']}: {ablation.says}"
-    figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs))
+    if ablation.figure == "conflict":
+        figure = conflict_changes(changes(ablation, runs), title, len(runs))
+    elif ablation.figure == "cosines":
+        cosines = {
+            label: np.concatenate([row["cosines"] for row in rows_of(runs, method.name).values()], axis=1)
+            for label, method in ablation.arms
+        }
+        figure = cosine_histograms(cosines, title)
+    else:
+        figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs))
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
     return path

@@ -51,7 +51,8 @@ def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
 
     Of a trunk alone, the same for all seeds, or of a whole model at its plateau, one per seed: `Recipe.start`.
     """
-    suite, recipe = bench.load(), replace(bench.recipe, row_rate=1.0)
+    suite = bench.load()
+    recipe = replace(bench.recipe, row_rate=1.0, head_rate=bench.recipe.first_head_rate)
     whole = recipe.start == "plateau"
     seed = bench.seed if whole else PRETRAINING
 
@@ -62,7 +63,7 @@ def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
         train_on(bench, "start", run, suite.pretrain, recipe, seed_of_order, recipe.pretrain_steps, report)
         return {name: weight for name, weight in model.state_dict().items() if whole or name.startswith("trunk.")}
 
-    shape = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
+    shape = {name: value for name, value in asdict(recipe).items() if name not in (*_OF_ROWS, "first_head_rate")}
     images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
     return cached(f"start/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images, seed):012x}", made)
 

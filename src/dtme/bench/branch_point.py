@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dtme._files import written_whole
 from dtme.analysis import analyze
@@ -115,14 +116,24 @@ def _on_to(point: BranchPoint, run: Run, bench: Bench, suite: Suite, report: Rep
         torch.save(run.state(), temporary)
 
 
-def _analysed(point: BranchPoint, run: Run, bench: Bench, suite: Suite) -> dict[str, Any]:
-    batches, began = analysis_batches(bench, suite), time.perf_counter()
-    conflicts = analyze(
-        run.model,
+def conflict_of(model: nn.Module, bench: Bench, suite: Suite) -> dict[str, float]:
+    """Mean score over the blocks in either space, on the batches that every analysis of a seed reads (Tab. 14)."""
+    found = _analyse(model, bench, suite)
+    return {"range": float(found.range_score().mean()), "null": float(found.null_score().mean())}
+
+
+def _analyse(model: nn.Module, bench: Bench, suite: Suite, variance_ratio: float = 100.0) -> ConflictReport:
+    return analyze(
+        model,
         lambda model, batch: task_losses(model, batch, suite.tasks),
-        batches,
-        variance_ratio=point.variance_ratio,
+        analysis_batches(bench, suite),
+        variance_ratio=variance_ratio,
     )
+
+
+def _analysed(point: BranchPoint, run: Run, bench: Bench, suite: Suite) -> dict[str, Any]:
+    began = time.perf_counter()
+    conflicts = _analyse(run.model, bench, suite, point.variance_ratio)
     seconds = time.perf_counter() - began
     conflicts.save(point.report(bench))
     return {"analysis_seconds": seconds}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dtme import baselines
 from dtme.bench.branch_point import BranchPoint
-from dtme.bench.placements import Planner, at_random_behind_the_same_block, by_conflict, last_blocks
+from dtme.bench.cosines import CosineLog
+from dtme.bench.placements import (
+    Planner,
+    at_random_behind_the_same_block,
+    by_conflict,
+    last_blocks,
+    other_tasks,
+    within_cost,
+)
 from dtme.bench.recipe import Recipe
 from dtme.bench.rivals import (
     Balancer,
@@ -58,6 +66,11 @@ class Method:
     longer: float = 1.0
 
 
+def watched(method: Method) -> Method:
+    """A method without a balancing of its own, trained as it is, the tasks' parameter gradients looked at now and then."""
+    return replace(method, name=f"{method.name}, watched", balance=by(CosineLog))
+
+
 METHODS = (
     Method("ST", "one model per task"),
     Method("MT", "plain multi-task training, the weighted sum of the losses"),
@@ -98,6 +111,13 @@ METHODS = (
     Method("Adapt r1 last block", "rank-1 updates in the last block", last_blocks(1, rank=1)),
     Method("Adapt r8 last block", "rank-8 updates in the last block", last_blocks(1, rank=8)),
     Method("Adapt r16 last block", "rank-16 updates in the last block", last_blocks(1, rank=16)),
+    Method("Adapt within 1.5 x", "rank-4 updates within 1.5 times MT's inference", within_cost(1.5)),
+    Method(
+        "Adapt within 1.5 x, other tasks",
+        "the same plan with its tasks exchanged at random",
+        other_tasks(within_cost(1.5)),
+    ),
+    Method("Adapt within 2 x", "rank-4 updates within 2 times MT's inference", within_cost(2.0)),
     Method(
         "TM+Adapt last block",
         "modulators and rank-4 updates in the last block",
@@ -150,6 +170,11 @@ METHODS = (
         "MT as long as Adapt last block",
         "MT for the wall-clock of Adapt last block",
         lasts=("Adapt last block", "time"),
+    ),
+    Method(
+        "MT as long as Adapt within 1.5 x",
+        "MT for the wall-clock of Adapt within 1.5 x",
+        lasts=("Adapt within 1.5 x", "time"),
     ),
     Method("MT as long as Adapt last 2", "MT for the wall-clock of Adapt last 2", lasts=("Adapt last 2", "time")),
 )

@@ -29,17 +29,17 @@ def by_conflict(
     """Blocks as a report chooses them; with a `rank`, the modulators' blocks get low-rank updates as well."""
 
     def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
-        made = report.plan(
+        return report.plan(
             fraction=fraction or recipe.fraction,
             select=select,
             modulation=modulation,
             expansion=expansion,
             adaptation=rank > 0,
+            rank=rank or 4,
             tokens_per_task=tokens,
             modulator=modulator,
             seed=seed,
         )
-        return replace(made, rank=rank) if rank else made
 
     return plan
 
@@ -96,11 +96,38 @@ def after_norm(*, entry: bool) -> Planner:
     return plan
 
 
-def within_cost(max_cost: float) -> Planner:
+def within_cost(max_cost: float, rank: int = 4) -> Planner:
     """Low-rank updates where they resolve most conflict within a budget of inference."""
 
     def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
-        return report.plan(modulation=False, expansion=False, adaptation=True, max_cost=max_cost)
+        return report.plan(modulation=False, expansion=False, adaptation=True, rank=rank, max_cost=max_cost)
+
+    return plan
+
+
+def other_tasks(planner: Planner) -> Planner:
+    """The same plan with its tasks exchanged at random, none of those that have inserts for itself where that can be.
+
+    The control for the choice of tasks: it costs what the plan costs, and differs in who gets a stream alone.
+    """
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        made = planner(report, recipe, seed)
+        placements = (made.modulate, made.expand, made.adapt)
+        parting = {task for placement in placements for tasks in placement.values() for task in tasks}
+        staying = [task for task in made.tasks if task not in parting]
+        generator = torch.Generator().manual_seed(seed)
+        order = [made.tasks[place] for place in torch.randperm(len(made.tasks), generator=generator).tolist()]
+        order.sort(key=lambda task: task not in staying)  # those that stayed come first
+        given = dict(zip(sorted(parting, key=made.tasks.index), order, strict=False))
+        swapped = [
+            {
+                block: tuple(sorted((given[task] for task in tasks), key=made.tasks.index))
+                for block, tasks in old.items()
+            }
+            for old in placements
+        ]
+        return replace(made, modulate=swapped[0], expand=swapped[1], adapt=swapped[2])
 
     return plan
 

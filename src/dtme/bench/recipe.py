@@ -31,6 +31,7 @@ class Recipe:
         row_rate: Peak learning rate of rows, as a multiple of that of what they begin with; a small one is the paper's regime,
             a well-trained trunk that moves little.
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
+        first_head_rate: The same, in the training that rows begin with.
         insert_rate: Learning rate of modulators and task tokens, as a multiple of the trunk's.
         low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
         insert_decay: Weight decay of what the plan adds.
@@ -58,6 +59,7 @@ class Recipe:
     learning_rate: float = 1e-3
     row_rate: float = 1.0
     head_rate: float = 3.0
+    first_head_rate: float = 3.0
     insert_rate: float = 10.0
     low_rank_rate: float = 3.0
     insert_decay: float = 0.0
@@ -94,6 +96,7 @@ PLATEAU = Recipe(
     analysis_batches=16,
     learning_rate=3e-3,
     head_rate=1.0,
+    first_head_rate=1.0,
     warmup=100,
 )
 """A small trunk at its end: more steps gain plain training next to nothing, so that what tasks take from each other shows."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
+from dtme.bench.branch_point import BranchPoint
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.methods import Method
@@ -54,11 +55,12 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
     for method in methods:
         if method == "ST":
             metrics, spent = reference, sum(row["seconds"] for row in single.values())
-            steps = bench.recipe.steps
+            steps, watched = bench.recipe.steps, {}
         else:
             row = figures(bench, method)
             metrics, spent, steps = row["metrics"], row["seconds"], row["steps"]
             curves[method] = row["curves"]
+            watched = {name: row[name] for name in ("conflict", "cosines") if name in row}
         plan, known = plan_of_method(bench, method), method_of(method)
         spent += first["analysis_seconds"] if plan is not None else 0.0
         added, cost = prices["added"][method], prices["costs"][method]
@@ -78,6 +80,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
                 "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
                 "wall_clock": spent,
                 "wall_clock_ratio": _price(bench, known, steps, cost["step"], first["analysis_steps"]),
+                **watched,
             }
         )
     results = {
@@ -88,6 +91,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         "versions": {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()},
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
         "settings": bench.settings(),
+        "conflict_before": _scores(BranchPoint().measured(bench)),
         "notes": _notes(bench, suite, first),
         "tasks": tasks,
         "rows": rows,
@@ -96,6 +100,11 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
     }
     write_text(bench.out / "results.json", json.dumps(results, indent=1) + "\n")
     return results
+
+
+def _scores(report: ConflictReport) -> dict[str, float]:
+    """Mean score over the blocks in either space."""
+    return {"range": float(report.range_score().mean()), "null": float(report.null_score().mean())}
 
 
 def seconds_before(bench: Bench) -> float:

@@ -18,13 +18,14 @@ from torch import nn
 from dtme._files import written_whole
 from dtme.apply import apply
 from dtme.bench.beginnings import begin_all, start_of, train_on
-from dtme.bench.branch_point import BranchPoint, begin, plain_run, reach
+from dtme.bench.branch_point import BranchPoint, begin, conflict_of, plain_run, reach
 from dtme.bench.catalogue import method_of
+from dtme.bench.cosines import CosineLog
 from dtme.bench.cost import costs
 from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
 from dtme.bench.methods import Method
-from dtme.bench.model import build, hash_of
+from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Suite
 from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser
@@ -222,4 +223,9 @@ def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, recipe: Recipe,
     path = path_of(bench, name, "safetensors")
     with written_whole(path) as temporary:
         save_file(run.model.state_dict(), temporary)
-    keep(bench, name, {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": steps})
+    found: dict[str, Any] = {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": steps}
+    if isinstance(run.balancing, CosineLog):
+        found["cosines"] = [[round(cosine, 3) for cosine in look] for look in run.balancing.cosines.tolist()]
+    if len(run.tasks) > 1 and isinstance(run.model, MultiTaskViT):
+        found["conflict"] = conflict_of(run.model, bench, suite)
+    keep(bench, name, found)
