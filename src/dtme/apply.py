@@ -21,7 +21,7 @@ from dtme.insert import Insert, adapt, adapt_projection, enter, layer_key, leave
 from dtme.parallel import check_not_distributed
 from dtme.plan import Plan
 from dtme.position_tables import Widened, spanning_tables, widen
-from dtme.routing import Routing, leave_trunk
+from dtme.routing import Routing, begin_pass, end_pass, leave_trunk, owner_of
 
 
 @dataclass
@@ -96,6 +96,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
+    handles.append(model.register_forward_pre_hook(partial(begin_pass, routing), with_kwargs=True))
+    handles.append(model.register_forward_hook(partial(end_pass, routing)))
     packing = packing_modules(model)
     for module in packing.values():
         module.use_nested_tensor = False
@@ -164,11 +166,7 @@ def find_applied(model: nn.Module) -> tuple[nn.Module, Applied]:
     Raises:
         ValueError: No plan has been applied.
     """
-    for module in model.modules():
-        applied = vars(module).get("_dtme")  # its own: wrappers pass attributes of what they wrap on as theirs
-        if isinstance(applied, Applied):
-            return module, applied
-    raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
+    return owner_of(model)
 
 
 def open_layers(block: nn.Module, insert: Insert, plan: Plan) -> Iterator[RemovableHandle | Opened]:
@@ -180,7 +178,9 @@ def open_layers(block: nn.Module, insert: Insert, plan: Plan) -> Iterator[Remova
         elif linear.module not in attentions:
             attentions.add(linear.module)
             prefix = layer[: layer.rfind(".") + 1]
-            yield open_attention(linear.module, partial(adapt_projection, insert, prefix))
+            yield open_attention(
+                linear.module, partial(adapt_projection, insert, prefix, 1 - linear.module.batch_first)
+            )
 
 
 def _forget_compiled() -> None:

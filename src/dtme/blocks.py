@@ -6,7 +6,7 @@ No class of any model library is named here; a block is recognised by what it is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +79,28 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None
 
 
 def _repeated_with_attention(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    containers = [name for name, m in modules.items() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0]
-    # A head may hold attention of its own; what lies in a dictionary of modules belongs to tasks, not to the trunk.
-    dictionaries = tuple(f"{name}." for name, m in modules.items() if isinstance(m, nn.ModuleDict))
-    containers = [name for name in containers if not name.startswith(dictionaries)] if dictionaries else containers
+    lists = [name for name, m in modules.items() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0]
+    # A head may hold attention of its own; what lies in a dictionary of modules belongs to tasks, not to the trunk. One
+    # that runs, with a forward of its own, may be a trunk all the same: timm keeps trunks that return features so.
+    named = {name: m for name, m in modules.items() if isinstance(m, nn.ModuleDict)}
+    idle = {name: m for name, m in named.items() if type(m).forward is nn.Module.forward}
+    for dictionaries in (named, idle):
+        found = _blocks_among([name for name in lists if not _lies_in(name, dictionaries)], modules)
+        if found:
+            return found
+    return {}
+
+
+def _lies_in(name: str, others: Iterable[str]) -> bool:
+    return any(name.startswith(_prefix(other)) for other in others if other != name)
+
+
+def _blocks_among(containers: Sequence[str], modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     for is_block in (_holds_attention, _looks_repeated):
         whole = [
             name for name in containers if all(is_block(member, modules[name]) for member in modules[name].children())
         ]
-        innermost = [
-            name for name in whole if not any(other.startswith(_prefix(name)) for other in whole if other != name)
-        ]
+        innermost = [name for name in whole if not any(_lies_in(other, [name]) for other in whole)]
         members = [f"{_prefix(name)}{key}" for name in innermost for key, _ in modules[name].named_children()]
         if members:
             return {name: module for name, module in modules.items() if name in set(members)}
@@ -171,7 +182,7 @@ def fixed_positions(block: nn.Module) -> str | None:
         mixes = max(kernel) > 1 if isinstance(kernel, tuple) else "Pool" in type(inner).__name__
         if mixes and name:
             return f"{type(inner).__name__} {name!r} mixes neighbours on a grid"
-        window = getattr(inner, "window_size", None)
+        window = getattr(inner, "window_size", None) or getattr(inner, "one_sided_attn_window_size", None)
         if window and name not in spanning:
             what = f"{type(inner).__name__} {name!r}" if name else "it"
             return f"{what} is made for windows of {window} positions"
@@ -219,7 +230,9 @@ class Layout:
 
 
 def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
-    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where its attention says so, or a grid.
+    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where it or its attention says so, or a grid.
+
+    A block that has a `batch_first` is believed, otherwise its `nn.MultiheadAttention` is.
 
     A grid is `(B, H, W, C)`, or `(B, C, H, W)` where the block's width stands there alone; where it stands in both
     places, its first norm tells (`BatchNorm2d`, `GroupNorm`, a `LayerNorm2d`).
@@ -234,10 +247,10 @@ def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
             f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}: expected (samples, tokens, channels), "
             "(tokens, samples, channels) or (samples, height, width, channels). Unbatched input? Add a batch dimension."
         )
-    for inner in block.modules():
-        if isinstance(inner, nn.MultiheadAttention) and not inner.batch_first:
-            return Layout(batch=1, token=0)
-    return Layout(batch=0, token=1)
+    first = getattr(block, "batch_first", None)
+    if first is None:
+        first = all(inner.batch_first for inner in block.modules() if isinstance(inner, nn.MultiheadAttention))
+    return Layout(batch=0, token=1) if first else Layout(batch=1, token=0)
 
 
 def _channels_first(block: nn.Module, tokens: Tensor) -> bool:

@@ -15,6 +15,7 @@ from dtme._shapes import Bool, Float
 from dtme.arguments import argument_names
 from dtme.blocks import Layout, layout_of, put, take, tokens_key
 from dtme.padding import checked_mask, fitting, valid_tokens
+from dtme.sample_axis import check_samples, leading_shape
 from dtme.streams import Streams, gather, stream_of
 
 TokenMask = Callable[[Any], Tensor]
@@ -103,6 +104,7 @@ class Capture:
     token_mask: TokenMask | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
     _mask: Tensor | None = None
+    _given: tuple[int, ...] | None = None
     _open: bool = True
 
     def clear(self) -> None:
@@ -113,6 +115,7 @@ class Capture:
     def reading(self, batch: Any) -> Iterator[None]:
         """The pass over a batch: runs in it count, and those that checkpointing repeats behind it do not."""
         self.clear()
+        self._given = leading_shape(batch)
         self._mask = None if self.token_mask is None else checked_mask(self.token_mask(batch))
         self._open = True
         try:
@@ -129,6 +132,7 @@ class Capture:
         if not self._open:
             return
         layout = layout_of(block, tokens)
+        check_samples(name, block, tokens, layout, self._given)
         if self._mask is None:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:

@@ -31,11 +31,16 @@ def drop(tokens: Tensor, count: int, layout: Layout) -> Tensor:
 
 
 def crop(output: Tensor, whole: Tensor, count: int, layout: Layout) -> Tensor:
-    """Of what a block returns beside its tokens `whole`: a matrix over the positions (biases, attention) without task tokens."""
+    """Of what a block returns beside its tokens `whole`: a matrix over the positions (biases, attention) without task tokens.
+
+    Its columns may be positions of another sequence, as in attention to what an encoder has read.
+    """
     assert layout.token is not None
     length = whole.shape[layout.token]
-    square = output.ndim == 4 and output.shape[-2:] == (length, length)
-    return output[..., : length - count, : length - count] if square else output
+    if output.ndim != 4 or output.shape[-2] != length:
+        return output
+    rows = output[..., : length - count, :]
+    return rows[..., : length - count] if output.shape[-1] == length else rows
 
 
 def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_sample: bool = False) -> Tensor:
@@ -68,8 +73,25 @@ def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_s
 
 def is_mask(name: str, value: Any, length: int) -> bool:
     """Whether an argument of a block is a mask or bias over the positions of the sequence, by its name and its size."""
-    named = not name or (re.search("mask|bias", name) and not re.search("memory|encoder|cross", name))
+    named = not name or (re.search("mask|bias|alibi", name) and not re.search("memory|encoder|cross", name))
     return bool(named) and isinstance(value, Tensor) and value.ndim >= 2 and value.shape[-1] == length
+
+
+def extend_rows(mask: Tensor, count: int) -> Tensor:
+    """A mask over another sequence, with the rows of `count` more positions, which see of it what the last one sees.
+
+    Example:
+        >>> extend_rows(torch.tensor([[True, False]]), 1).tolist()
+        [[True, False], [True, False]]
+    """
+    return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:-2], count, -1)], -2)
+
+
+def is_mask_over_others(name: str, value: Any, length: int) -> bool:
+    """Whether an argument of a block says which positions of another sequence each of its own attends to."""
+    if not (isinstance(value, Tensor) and re.search("mask|bias", name) and re.search("memory|encoder|cross", name)):
+        return False
+    return value.ndim > (1 if name == "memory_mask" else 2) and value.shape[-2] == length
 
 
 def is_causal(block: nn.Module, named: Mapping[str, Any]) -> bool:
@@ -137,7 +159,7 @@ def extend_positions(name: str, value: Any, length: int, count: int) -> Any:
         return _with_rows(value, count, 1.0)
     if value.ndim >= 2 and re.search(r"(^|_)sin(_|$)", name):
         return _with_rows(value, count, 0.0)
-    if value.ndim >= 2 and re.search(r"rope|rotary|rot_pos", name):
+    if value.ndim >= 2 and re.search(r"rope|rotary|rot_pos|sinusoid", name):
         sin, cos = value.chunk(2, -1)
         return torch.cat([_with_rows(sin, count, 0.0), _with_rows(cos, count, 1.0)], -1)
     if value.ndim == 2 and name.startswith("rel"):
@@ -146,7 +168,7 @@ def extend_positions(name: str, value: Any, length: int, count: int) -> Any:
 
 
 _POSITIONS = re.compile(
-    r"rope|rotary|rot_pos|freqs?_cis|(^|_)(cos|sin)(_|$)|position|(^|_)rel_?(pos|embed)|relative_pos"
+    r"rope|rotary|rot_pos|sinusoid|freqs?_cis|(^|_)(cos|sin)(_|$)|position|(^|_)rel_?(pos|embed)|relative_pos"
 )
 
 

@@ -27,9 +27,11 @@ from dtme.expansion import (
     drop,
     extend_mask,
     extend_positions,
+    extend_rows,
     initial_tokens,
     is_causal,
     is_mask,
+    is_mask_over_others,
     mask_argument,
     position_bias_of,
     refusal,
@@ -40,6 +42,7 @@ from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
 from dtme.plan import Plan
 from dtme.routing import Routing
+from dtme.sample_axis import check_samples
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
 ALL = slice(None)
@@ -130,6 +133,8 @@ class Insert(nn.Module):
                 f"tokens of {given.shape[layout.channel]} channels enter block {self.name!r}; its insert was made for "
                 f"{self.width}."
             )
+        if not torch.compiler.is_compiling():
+            check_samples(self.name, block, given, layout, self.routing.given)
         self._appended, self._held, self._batch_dim = 0, None, layout.batch
         samples = given.shape[layout.batch]
         ids = self.routing.rows
@@ -275,6 +280,8 @@ class Insert(nn.Module):
                 return append(tokens, extra, layout)
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
+            if is_mask_over_others(name, value, length):
+                return extend_rows(value, self._appended)
             if not is_mask(name, value, length):
                 try:
                     return extend_positions(name, value, length, self._appended)
@@ -309,6 +316,7 @@ class Insert(nn.Module):
         layout = layout_of(block, entered)
         whole = tokens = tokens_of(output, entered, self.name)
         if self._appended:
+            self._check_length(block, entered, tokens, layout)
             tokens = drop(tokens, self._appended, layout)
             output = map_tensors(output, partial(crop, whole=whole, count=self._appended, layout=layout))
         if self._held is not None:
@@ -328,6 +336,13 @@ class Insert(nn.Module):
                 output, partial(_part, tokens=tokens, groups=self._groups, rows=rows, dim=layout.batch)
             )
         return output
+
+    def _check_length(self, block: nn.Module, entered: Tensor, returned: Tensor, layout: Layout) -> None:
+        assert layout.token is not None
+        lengths = [tokens.shape[layout.token] for tokens in (entered, returned)]
+        if returned.ndim != entered.ndim or lengths[0] != lengths[1]:
+            told = f"of {lengths[0]} tokens, the task's own included, it returns {lengths[1]}, and which these are is not known"
+            raise ValueError(self._refused(block, told))
 
     def _rejoin(self, expanded: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
         return choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
@@ -351,8 +366,13 @@ class Insert(nn.Module):
 
         return map_tensors(output, joined)
 
-    def adapt(self, layer: str, inputs: Tensor, outputs: Tensor, channels: slice = ALL) -> Tensor:
-        """The outputs, or some channels of them, of a linear layer of the block, with the low-rank update of each lane's task."""
+    def adapt(
+        self, layer: str, inputs: Tensor, outputs: Tensor, channels: slice = ALL, batch_dim: int | None = None
+    ) -> Tensor:
+        """The outputs, or some channels of them, of a linear layer of the block, with the low-rank update of each lane's task.
+
+        Its samples lie where those of the block's tokens do, or in `batch_dim`.
+        """
         self._idle.discard(layer)
         places = self._adapting
         if layer not in self.low_rank or (isinstance(places, list) and max(places, default=-1) < 0):
@@ -363,12 +383,13 @@ class Insert(nn.Module):
                 f"ran in two parts, with task tokens for {self.expanded} and without, which cannot be told apart then. Plan task "
                 "tokens there for all tasks, or updates elsewhere, or turn checkpointing off."
             )
-        if inputs.ndim < 3 and self._batch_dim != 0:
+        batch_dim = self._batch_dim if batch_dim is None else batch_dim
+        if inputs.ndim < 3 and batch_dim != 0:
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
                 "samples, where streams cannot be told apart. Use batch_first=True, or leave it out with adapt_layers."
             )
-        rows = inputs.shape[self._batch_dim if inputs.ndim >= 3 else 0]
+        rows = inputs.shape[batch_dim]
         if rows % (len(places) * self._lane_samples):
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} is given {tuple(inputs.shape)}, shared by all streams, and so "
@@ -377,7 +398,7 @@ class Insert(nn.Module):
         own = self.low_rank[layer]
         assert isinstance(own, LowRank)
         down, up = rows_of(own.down, places, 0.0), rows_of(own.up, places, 0.0)
-        return low_rank_update(inputs, outputs, down, up[:, channels], self._batch_dim if inputs.ndim >= 3 else 0)
+        return low_rank_update(inputs, outputs, down, up[:, channels], batch_dim)
 
 
 def layer_key(layer: str) -> str:
@@ -386,10 +407,10 @@ def layer_key(layer: str) -> str:
 
 
 def adapt_projection(
-    insert: Insert, prefix: str, name: str, inputs: Tensor, outputs: Tensor, channels: slice
+    insert: Insert, prefix: str, batch_dim: int, name: str, inputs: Tensor, outputs: Tensor, channels: slice
 ) -> Tensor:
     """What an attention in a block that is adapted calls for each of its projections."""
-    return insert.adapt(layer_key(prefix + name), inputs, outputs, channels)
+    return insert.adapt(layer_key(prefix + name), inputs, outputs, channels, batch_dim)
 
 
 def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

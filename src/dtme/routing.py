@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Int
 from dtme.outputs import map_tensors, tensors_of
+from dtme.sample_axis import leading_shape
 from dtme.streams import Streams, stream_of
 
 
@@ -25,12 +26,39 @@ class Routing:
         tasks: Every task of the plan.
         active: The tasks this pass computes, in plan order.
         rows: The task of each row of the batch as an index into `tasks`, or `None` where every row serves all tasks.
+        given: The shape of what the model was called on in this pass, where it tells how many samples there are.
     """
 
     model: nn.Module
     tasks: tuple[str, ...]
     active: tuple[str, ...]
     rows: Int[Tensor, " batch"] | None = None
+    given: tuple[int, ...] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """A copy of the whole model has a routing of its own; a copy of a part, of a head say, is asked for by this model."""
+        if id(self.model) not in memo:
+            return self
+        memo[id(self)] = twin = replace(self, model=memo[id(self.model)])
+        return twin
+
+
+def owner_of(model: nn.Module) -> tuple[nn.Module, Any]:
+    """The module `apply` was called on, the model itself or one inside a wrapper such as a compiled module, and its record.
+
+    Raises:
+        ValueError: No plan has been applied to it, or to a wrapper that is not given.
+    """
+    for module in model.modules():
+        applied = vars(module).get("_dtme")  # its own: wrappers pass attributes of what they wrap on as theirs
+        if applied is not None:
+            return module, applied
+    if any(name.rpartition(".")[2] == "dtme" for name, _ in model.named_modules()):
+        raise ValueError(
+            "this model has inserts of a plan that was applied to a model around it, which is not given. Give that one, or "
+            "apply the plan to this model, before it is wrapped."
+        )
+    raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
 
 
 def routing_of(model: nn.Module) -> Routing:
@@ -39,11 +67,7 @@ def routing_of(model: nn.Module) -> Routing:
     Raises:
         ValueError: `dtme.apply` has not been called on it.
     """
-    for module in model.modules():
-        applied = vars(module).get("_dtme")  # its own: wrappers pass attributes of what they wrap on as theirs
-        if applied is not None:
-            return applied.routing
-    raise ValueError("this model has no inserts: call dtme.apply(model, plan) first.")
+    return owner_of(model)[1].routing
 
 
 @contextmanager
@@ -110,6 +134,18 @@ def _indices(per_sample: Sequence[str | int] | Tensor, names: tuple[str, ...], d
         else:
             raise ValueError(f"per_sample[{row}]={task!r}: unknown task; this model's plan has {names}.")
     return torch.tensor(indices, dtype=torch.long, device=device)
+
+
+def begin_pass(routing: Routing, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note what the model is given. A forward pre-hook of it."""
+    if not torch.compiler.is_compiling():
+        routing.given = leading_shape((args, kwargs))
+
+
+def end_pass(routing: Routing, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forget it: a part of the model may be called by itself. A forward hook of the model."""
+    if not torch.compiler.is_compiling():
+        routing.given = None
 
 
 def leave_trunk(

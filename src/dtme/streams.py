@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 Groups = tuple[tuple[str, ...], ...]
@@ -100,6 +101,18 @@ def _check_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         )
 
 
+def _check_gradients(streams: Streams) -> None:
+    """Autograd leads a function of its own kind past `__torch_function__`: what it does on the way back reaches no stream."""
+    with torch._C.DisableTorchFunctionSubclass():
+        made_by = streams.grad_fn
+    if isinstance(made_by, BackwardCFunction):
+        name = type(made_by).__name__.removesuffix("Backward")
+        raise RuntimeError(
+            f"{name}, a torch.autograd.Function, took the streams of {streams._groups} for one tensor, so that gradients would "
+            "be lost. For activation checkpointing say use_reentrant=False; call any other inside a block, or in the branches."
+        )
+
+
 def _join(results: list[Any], groups: Groups, func: Callable[..., Any]) -> Any:
     first = results[0]
     if isinstance(first, Tensor):
@@ -141,9 +154,12 @@ def stream_of(streams: Tensor, task: str) -> Tensor:
 
     Raises:
         KeyError: The task was not computed in this pass.
+        RuntimeError: A `torch.autograd.Function` has taken the streams for one tensor.
     """
     if not isinstance(streams, Streams):
         return streams
+    if not torch.compiler.is_compiling():
+        _check_gradients(streams)
     for group, stream in zip(streams._groups, streams._streams, strict=True):
         if task in group:
             return stream

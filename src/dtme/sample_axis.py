@@ -1,0 +1,54 @@
+"""Which dimension of the tokens holds the samples is read off a block; here that is held against what the model was given.
+
+A wrong reading would fold streams into the positions, where they see each other, and no shape would tell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dtme.blocks import Layout
+from dtme.outputs import tensors_of
+
+
+def leading_shape(inputs: Any) -> tuple[int, ...] | None:
+    """The shape of the first tensor of a model's inputs, where those of two dimensions and more agree how many samples lead.
+
+    Example:
+        >>> import torch
+        >>> leading_shape({"words": torch.zeros(4, 9), "mask": torch.ones(4, 9), "temperature": torch.tensor(1.0)})
+        (4, 9)
+        >>> leading_shape((torch.zeros(9, 2), torch.zeros(4, 9, 8)))
+    """
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(inputs) if tensor.ndim > 1]
+    return shapes[0] if len({shape[0] for shape in shapes}) == 1 else None
+
+
+def check_samples(name: str, block: nn.Module, tokens: Tensor, layout: Layout, given: tuple[int, ...] | None) -> None:
+    """Refuse tokens whose samples seem to be where their positions were expected.
+
+    As many rows per sample as a model likes (windows, frames) are a multiple of its samples. Of inputs with four dimensions
+    and more, images, the first counts samples for certain; others may come with positions first, and tokens with them.
+
+    Args:
+        name: Of the block.
+        block: Its `batch_first`, where it has one, is the user's word, and ends the matter.
+        tokens: What enters it.
+        layout: How they are read.
+        given: From `leading_shape`; `None` where nothing is known.
+
+    Raises:
+        ValueError: They are as many positions as the model was given samples, and the samples are no multiple of those.
+    """
+    if given is None or tokens.ndim != 3 or hasattr(block, "batch_first") or (layout.batch == 1 and len(given) < 4):
+        return
+    samples, positions = tokens.shape[layout.batch], tokens.shape[1 - layout.batch]
+    if positions == given[0] != samples and (samples % given[0] or given[0] == 1):
+        read = "(samples, tokens, channels)" if layout.batch == 0 else "(tokens, samples, channels)"
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} enter block {name!r} and are read as {read}, but the model was given "
+            f"{given[0]} samples. Say how they lie by an attribute of each block of the trunk: block.batch_first = "
+            f"{layout.batch == 1} if samples come {'first' if layout.batch == 1 else 'second'}, {layout.batch == 0} if not."
+        )
