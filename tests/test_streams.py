@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+import dtme
 from dtme.streams import Streams, common, fold, gather, part, refine, stream_of
+from models import timm_multitask
 
 GROUPS = (("a",), ("b", "c"))
 
@@ -80,6 +84,42 @@ def test_gradients_reach_each_stream():
     loss = stream_of((part(base * 1, GROUPS, 0) ** 2).sum(), "b")
     loss.backward()
     assert torch.equal(base.grad, torch.cat([torch.zeros(2, 3), 2 * base.detach()[2:]]))
+
+
+class Reversed(torch.autograd.Function):
+    """The reversal of gradients that adversarial training uses; autograd hands it one tensor and knows no other."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, how: str) -> Tensor:
+        return {"itself": tokens, "a view": tokens.view_as(tokens), "a copy": tokens.clone()}[how]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return -gradients[0], None
+
+
+@pytest.mark.parametrize("how", ["itself", "a view", "a copy"])
+def test_a_function_of_autograd_that_would_lose_gradients_is_named(how: str):
+    weight = torch.randn(4, 3, requires_grad=True)
+    changed = Reversed.apply(part(weight * 1, GROUPS, 0), how)
+    for use in (lambda: stream_of(changed, "b"), lambda: changed + 1, lambda: fold(changed, GROUPS, 0)):
+        with pytest.raises(
+            RuntimeError, match=r"^Reversed, a torch.autograd.Function, took the streams of .*in the branches"
+        ):
+            use()
+    with torch.no_grad():  # nothing to lose
+        assert torch.equal(stream_of(Reversed.apply(part(weight * 1, GROUPS, 0), how), "b"), weight[2:])
+
+
+def test_reentrant_checkpointing_of_streams_says_what_to_use():
+    model = timm_multitask(("depth", "scene")).train()
+    blocks = model.trunk.blocks
+    dtme.apply(model, dtme.Plan(("depth", "scene"), {"trunk.blocks.1": ("scene",)}))
+    tokens = torch.randn(2, 5, blocks[0].norm1.weight.shape[0], requires_grad=True)
+    for block in blocks[:2]:
+        tokens = checkpoint(block, tokens, use_reentrant=True)
+    with pytest.raises(RuntimeError, match=r"^CheckpointFunction.*say use_reentrant=False"):
+        blocks[2](tokens)
 
 
 @pytest.mark.parametrize(

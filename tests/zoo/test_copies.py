@@ -6,10 +6,12 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -95,3 +97,37 @@ def test_a_running_average_of_the_weights_routes_by_itself(name: str):
         assert_same(average(**inputs), expected(**inputs))
     for row, task in enumerate(entry.tasks):
         torch.testing.assert_close(rows[task][row], expected(**inputs)[task][row])
+
+
+@pytest.mark.parametrize("name", ["ViT", "Swin", "bert", "torch encoder, batch first"])
+def test_the_running_average_of_timm_is_a_model_of_its_own(name: str, tmp_path: Path):
+    entry = ZOO[name]
+    model, inputs = filled(entry.make(), everything(entry)), entry.inputs()
+    average = ModelEmaV3(model, decay=0.75)
+    average.update(model)
+    first = {key: value.detach().clone() for key, value in model.named_parameters()}
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss_of(model(**inputs)).backward()
+    optimiser.step()
+    average.update(model)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(average.module.get_parameter(key), 0.75 * first[key] + 0.25 * parameter)
+    with dtme.tasks(average, per_sample=[0, 1, 2]):
+        rows, together = average(**inputs), model(**inputs)
+    whole = average(**inputs)
+    assert all(len(output) == 3 for output in together.values())
+    for row, task in enumerate(entry.tasks):
+        torch.testing.assert_close(rows[task][row], whole[task][row])
+        assert not torch.equal(whole[task], together[task])
+    dtme.save_pretrained(average, tmp_path, base=True)
+    assert_same(dtme.load_pretrained(entry.make(), tmp_path)(**inputs), whole, **EXACT)
+
+
+def test_a_copy_of_a_head_is_asked_for_by_the_same_model():
+    entry = ZOO["ViT"]
+    model, inputs = filled(entry.make(), everything(entry)), entry.inputs()
+    before, first = model(**inputs), entry.tasks[0]
+    model.heads[first] = copy.deepcopy(model.heads[first])
+    assert_same(model(**inputs), before, **EXACT)
+    with dtme.tasks(model, *entry.tasks[1:]):
+        assert len(model(**inputs)[first]) == 0

@@ -71,3 +71,40 @@ def test_lora_before_and_after_a_plan_is_the_same_function(name: str):
         dtme.remove(model)
         assert_same(model(**inputs), alone)
         assert not any("dtme" in key for key in model.state_dict())
+
+
+def test_heads_that_peft_copies_to_train_them_whole_are_routed():
+    entry = ZOO["ViT"]
+    plan, inputs = everything(entry), entry.inputs()
+    heads = [f"heads.{task}" for task in entry.tasks]
+    config = peft.LoraConfig(r=2, target_modules=["qkv"], modules_to_save=heads)
+    expected = filled(entry.make(), plan)(**inputs)
+    after: Any = peft.get_peft_model(filled(entry.make(), plan), config).double().eval()
+    before: Any = peft.get_peft_model(entry.make(), config).double().eval()
+    filled(before.base_model.model, plan)
+    first, *others = entry.tasks
+    for model in (before, after):
+        assert_same(model(**inputs), expected)
+        with dtme.tasks(model, first):
+            alone = model(**inputs)
+        torch.testing.assert_close(alone[first], expected[first])
+        assert [len(alone[other]) for other in others] == [0, 0]
+    merged = after.merge_and_unload()
+    assert_same(merged(**inputs), expected)
+    with dtme.tasks(merged, per_sample=entry.tasks):
+        mixed = merged(**inputs)
+    for row, task in enumerate(entry.tasks):
+        torch.testing.assert_close(mixed[task][row], expected[task][row])
+
+
+def test_a_wrapper_that_a_plan_was_applied_to_cannot_be_left_behind():
+    entry = ZOO["ViT"]
+    model: Any = peft.get_peft_model(entry.make(), peft.LoraConfig(r=2, target_modules=["qkv"])).double()
+    block = f"base_model.model.{entry.blocks[-1]}"
+    dtme.apply(model, dtme.Plan(entry.tasks, {block: entry.tasks}))
+    inner = model.merge_and_unload()
+    for ask in (lambda: dtme.tasks(inner, "depth").__enter__(), lambda: dtme.added_parameters(inner)):
+        with pytest.raises(ValueError, match="applied to a model around it, which is not given"):
+            ask()
+    dtme.remove(model)
+    assert not any("dtme" in key for key in inner.state_dict())

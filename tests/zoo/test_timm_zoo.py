@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from by_hand import BY_HAND, modulated
 from timm_models import (
     BLOCKS,
     MODELS,
+    SWIN,
     TASKS,
     TIMM,
+    VIT,
     Block,
     Head,
     OnIntermediates,
@@ -214,6 +217,43 @@ def test_a_decoder_takes_features_from_before_and_after_streams_part(name: str):
         torch.testing.assert_close(output, modulated(base, model, plan, task)(x)[task], **CLOSE)
         with dtme.tasks(model, task):
             torch.testing.assert_close(model(x)[task], output, **CLOSE)
+
+
+class OnFeatures(nn.Module):
+    """A trunk made with `features_only=True`, which is a dictionary of modules that runs."""
+
+    def __init__(self, name: str, **sizes: Any):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = timm.create_model(name, pretrained=False, features_only=True, **sizes)
+        early, *_, late = self.trunk.feature_info.channels()
+        self.lateral = nn.Conv2d(early, late, 1)
+        self.heads = nn.ModuleDict({task: nn.Conv2d(late, 2, 1) for task in TASKS})
+
+    def forward(self, image: Tensor) -> Outputs:
+        last = self.trunk.feature_info.get_dicts()[-1]["num_chs"]
+        grids = self.trunk(image)
+        early, *_, late = (grid.movedim(-1, 1) if grids[-1].shape[-1] == last else grid for grid in grids)
+        late = late + nn.functional.adaptive_avg_pool2d(self.lateral(early), late.shape[-2:])
+        return {task: head(late) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "block"),
+    [
+        ("vit_tiny_patch16_224", {**VIT, "out_indices": (0, 1, 2)}, "trunk.model.blocks.2"),
+        ("swin_tiny_patch4_window7_224", {**SWIN, "out_indices": (0, 1)}, "trunk.layers_1.blocks.1"),
+    ],
+)
+def test_trunks_that_return_features_only(name: str, sizes: dict[str, Any], block: str):
+    base, x = OnFeatures(name, **sizes).double().eval(), images("ViT")
+    blocks = list(find_blocks(base))
+    assert blocks[-1] == block
+    plan = dtme.Plan(TASKS, {blocks[1]: TASKS[:1], block: TASKS})
+    model = filled(copy.deepcopy(base), plan)
+    for task, output in model(x).items():
+        torch.testing.assert_close(output, modulated(base, model, plan, task)(x)[task], **CLOSE)
+    assert dtme.analyze(base, losses, [x]).blocks == tuple(blocks)
 
 
 class TwoTrunks(nn.Module):
