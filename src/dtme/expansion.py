@@ -176,6 +176,30 @@ def _with_rows(table: Tensor, count: int, neutral: float) -> Tensor:
     return torch.cat([table, torch.full_like(table[..., :1, :], neutral).expand(*table.shape[:-2], count, -1)], -2)
 
 
+def kind_of_call(named: Mapping[str, Any], length: int) -> tuple[Any, ...] | None:
+    """What `refusal` and `is_causal` depend on besides the block: equal for calls that they answer alike.
+
+    `None` where a mask is given, since they then ask the block for its kind of attention, which may be set anew.
+
+    Example:
+        >>> kind_of_call({"x": torch.zeros(2, 5, 8), "is_causal": None}, 5) == kind_of_call({"x": None, "is_causal": None}, 5)
+        False
+        >>> kind_of_call({"attn_mask": torch.zeros(5, 5)}, 5) is None
+        True
+    """
+    if any("mask" in name and value is not None for name, value in named.items()):
+        return None
+    return (length, *((name, _kind_of_value(value)) for name, value in named.items()))
+
+
+def _kind_of_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(_kind_of_value(item) for item in value)
+    return type(value)
+
+
 def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | None:
     """Why a block cannot take task tokens, where it cannot: attention in windows or pooled, or positions of its own."""
     for name, value in named.items():

@@ -32,6 +32,7 @@ from dtme.expansion import (
     is_causal,
     is_mask,
     is_mask_over_others,
+    kind_of_call,
     mask_argument,
     position_bias_of,
     refusal,
@@ -97,9 +98,11 @@ class Insert(nn.Module):
         self.low_rank = nn.ModuleDict(
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
+        self._known: dict[Any, bool] = {}  # kinds of calls that take task tokens: does the block hide later positions
         # What `enter` finds out about a call and `leave` needs, renewed at every call.
         self._groups: Groups = ()
         self._appended = 0
+        self._hides_later = False
         self._adapting: Places | None = []
         self._batch_dim = 0
         self._lane_samples = 0
@@ -226,9 +229,7 @@ class Insert(nn.Module):
                 f"expand: block {self.name!r} takes tokens on a grid {tuple(tokens.shape)}, where task tokens have no place. "
                 "Plan modulation there instead: report.plan(expansion=False)."
             )
-        reason = refusal(block, self._named(call), tokens.shape[layout.token])
-        if reason is not None:
-            raise ValueError(self._refused(block, reason))
+        self._ask(block, self._named(call), tokens.shape[layout.token])
         rows = tokens.shape[layout.batch]
         samples = rows // lanes
         if self.joint:
@@ -254,6 +255,22 @@ class Insert(nn.Module):
         call = put(*call, key, choose_lanes(take(*call, key), lanes, chosen, layout.batch))
         choose = partial(choose_lanes, lanes=lanes, chosen=chosen)
         return change_rows(call, self.argument_names, rows, length, choose, key, layout.batch)
+
+    def _ask(self, block: nn.Module, named: dict[str, Any], length: int) -> None:
+        """Whether the block takes task tokens in such a call, and whether it hides later positions by itself.
+
+        To look through its modules costs a few per cent of a small block's time, so it is asked once for calls of a kind.
+        """
+        kind = None if torch.compiler.is_compiling() else kind_of_call(named, length)
+        if kind is None or kind not in self._known:
+            reason = refusal(block, named, length)
+            if reason is not None:
+                raise ValueError(self._refused(block, reason))
+            self._hides_later = is_causal(block, named)
+            if kind is not None:
+                self._known[kind] = self._hides_later
+        else:
+            self._hides_later = self._known[kind]
 
     def _refused(self, block: nn.Module, reason: str) -> str:
         return (
@@ -296,10 +313,12 @@ class Insert(nn.Module):
     def _told_positions(self, block: nn.Module, call: Call, tokens: Tensor, length: int) -> Call:
         """The call with the mask and the biases of positions that the block, told none, would make from the length."""
         named = self._named(call)
-        mask, bias = mask_argument(tuple(named)), position_bias_of(block)
-        if is_causal(block, named) and mask is not None and named[mask] is None:
+        mask = mask_argument(tuple(named)) if self._hides_later else None
+        if mask is not None and named[mask] is None:
             call = self._with_argument(call, mask, causal_mask(length, tokens))
-        if bias is not None and "position_bias" in named and named["position_bias"] is None:
+        wanted = "position_bias" in named and named["position_bias"] is None
+        bias = position_bias_of(block) if wanted else None
+        if bias is not None:
             call = self._with_argument(call, "position_bias", bias(length, length))
         return call
 
@@ -367,11 +386,19 @@ class Insert(nn.Module):
         return map_tensors(output, joined)
 
     def adapt(
-        self, layer: str, inputs: Tensor, outputs: Tensor, channels: slice = ALL, batch_dim: int | None = None
+        self,
+        layer: str,
+        inputs: Tensor,
+        outputs: Tensor,
+        channels: slice = ALL,
+        batch_dim: int | None = None,
+        *,
+        fresh: bool = True,
     ) -> Tensor:
         """The outputs, or some channels of them, of a linear layer of the block, with the low-rank update of each lane's task.
 
-        Its samples lie where those of the block's tokens do, or in `batch_dim`.
+        Its samples lie where those of the block's tokens do, or in `batch_dim`. Outputs that are `fresh`, and no one else's,
+        may be written to.
         """
         self._idle.discard(layer)
         places = self._adapting
@@ -398,7 +425,7 @@ class Insert(nn.Module):
         own = self.low_rank[layer]
         assert isinstance(own, LowRank)
         down, up = rows_of(own.down, places, 0.0), rows_of(own.up, places, 0.0)
-        return low_rank_update(inputs, outputs, down, up[:, channels], batch_dim)
+        return low_rank_update(inputs, outputs, down, up[:, channels], batch_dim, fresh=fresh)
 
 
 def layer_key(layer: str) -> str:
@@ -415,7 +442,8 @@ def adapt_projection(
 
 def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """The forward hook of a linear layer in a block that is adapted."""
-    return insert.adapt(layer, args[0], output)
+    fresh = type(linear) is nn.Linear and len(linear._forward_hooks) == 1  # no other hook may have kept it
+    return insert.adapt(layer, args[0], output, fresh=fresh)
 
 
 def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

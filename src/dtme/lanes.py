@@ -21,8 +21,9 @@ Lanes = list[int] | Int[Tensor, " chosen"]
 def rows_of(stacked: Tensor, places: Places, neutral: float) -> Tensor:
     """One row of a stacked parameter per lane; the neutral value where a lane has none."""
     if isinstance(places, list):
-        if places == list(range(len(stacked))):
-            return stacked
+        first = places[0] if places else -1
+        if first >= 0 and places == list(range(first, first + len(places))):
+            return stacked[first : first + len(places)]  # a view
         return torch.stack([torch.full_like(stacked[0], neutral) if row < 0 else stacked[row] for row in places])
     return torch.cat([torch.full_like(stacked[:1], neutral), stacked])[places + 1]
 
