@@ -197,7 +197,7 @@ def test_a_model_with_a_plan_is_analysed_and_left_with_it():
 
 
 def test_passes_per_batch_and_no_gradient_of_a_parameter():
-    """Per batch: a forward pass for the token space, then a forward pass and one backward pass per task."""
+    """Per batch: a forward pass for the token space, then a forward pass and one backward pass per task, or one for all."""
     model = prepared()
     forwards = []
     model.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
@@ -207,7 +207,8 @@ def test_passes_per_batch_and_no_gradient_of_a_parameter():
     Counted.backwards.clear()
     dtme.analyze(model, task_losses, batches(4))
     assert forwards == [False] * 4 + [True] * 4
-    assert Counted.backwards == {"second": 4 * 3, "first": 4 * 3}
+    one_by_one, batched = 2 * 3, 2  # two batches each, to find out which is faster
+    assert Counted.backwards == {"second": one_by_one + batched, "first": one_by_one + batched}
 
 
 @pytest.fixture

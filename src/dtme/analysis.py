@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dtme.backward import BackwardPasses
 from dtme.blocks import find_blocks, packing_modules
 from dtme.branches import branches_beyond
 from dtme.capture import Capture, TokenMask, capture
@@ -266,6 +267,7 @@ def _measure(
     reading: _Reading, blocks: Mapping[str, nn.Module], measured: Measurement, max_samples: int | None
 ) -> None:
     """The second round: the conflicts of the token gradients, until the batches end or enough is known."""
+    backward = BackwardPasses(alone=not reading.sharded)
     with capture(blocks, differentiable=True, token_mask=reading.token_mask) as caught:
         for step in reading.steps("conflicts"):
 
@@ -281,7 +283,7 @@ def _measure(
             def compare(losses: dict[str, Tensor], step: Step = step) -> tuple[Any, Found | None]:
                 if not losses:
                     return None, None
-                found = measured.find(token_gradients(losses, caught, step.number), caught)
+                found = measured.find(token_gradients(losses, caught, step.number, backward), caught)
                 return ((found.samples, found.scores), found) if reading.counts(step) else (None, None)
 
             tasks, losses = reading.processes.exchange(look)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtme.backward import BackwardPasses, one_by_one
 from dtme.capture import Capture
 
 TaskLosses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
@@ -52,23 +53,25 @@ def _first_not_finite(caught: Capture) -> str:
     return f"all tokens that enter the blocks are finite (the last is {last!r}), so the fault lies behind them"
 
 
-def token_gradients(losses: Mapping[str, Tensor], caught: Capture, number: int) -> dict[str, dict[str, Tensor]]:
+def token_gradients(
+    losses: Mapping[str, Tensor], caught: Capture, number: int, backward: BackwardPasses | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Per task and block the gradient of the task's loss by the tokens its stream brings there."""
     gradients: dict[str, dict[str, Tensor]] = {}
     reached: dict[str, list[bool]] = {}
-    for place, (task, loss) in enumerate(losses.items()):
-        inputs = [tokens for entry in caught.entries.values() for tokens in entry.of_task(task)]
-        found: tuple[Tensor | None, ...] = (None,) * len(inputs)
-        if loss.requires_grad:
-            last = place + 1 == len(losses)
-            found = torch.autograd.grad(loss, inputs, retain_graph=not last, allow_unused=True)
+    inputs = [[tokens for entry in caught.entries.values() for tokens in entry.of_task(task)] for task in losses]
+    run_once = all(len(entry.runs) == 1 for entry in caught.entries.values())
+    passes = backward if backward is not None and run_once else one_by_one
+    every = passes(list(losses.values()), inputs) if losses else []
+    for task, own_inputs in zip(losses, inputs, strict=True):
+        found = every.pop(0)  # so that what padding is taken out of does not lie beside the whole
         if all(gradient is None for gradient in found):
             raise ValueError(
                 f"the loss of task {task!r} does not reach the trunk: no token that enters {', '.join(caught.entries)} moves it. "
                 "Is the trunk's output detached, or the loss computed under no_grad?"
             )
         gradients[task], reached[task] = {}, [gradient is not None for gradient in found]
-        whole = iter(zip(found, inputs, strict=True))
+        whole = iter(zip(found, own_inputs, strict=True))
         for name, entry in caught.entries.items():
             own = [
                 torch.zeros_like(t) if gradient is None else gradient for gradient, t in islice(whole, len(entry.runs))
