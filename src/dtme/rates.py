@@ -130,8 +130,8 @@ class BlockScores:
         """Blocks whose side of the cut is open: with confidence `level`, one left out might beat one chosen by more than a tie.
 
         Valid at every look, however often it is asked while samples come in: differences of block scores, paired by
-        sample, are held against an asymptotic confidence sequence (a normal mixture, tightest near 64 samples), with the
-        error shared among all comparisons.
+        sample, are held against an asymptotic confidence sequence (a normal mixture, tightest near 128 samples), with the
+        error shared among all comparisons. Only one side of a difference can be wrong; the sequence covers both, to be safe.
         """
         blocks = len(self.sum)
         open_ = torch.zeros(blocks, dtype=torch.bool)
@@ -144,7 +144,7 @@ class BlockScores:
         spread = covariance.diagonal().unsqueeze(1) + covariance.diagonal().unsqueeze(0) - 2 * covariance
         order = mean.argsort(descending=True, stable=True)
         inside, outside = order[:chosen], order[chosen:]
-        alpha = (1 - level) / (2 * len(inside) * len(outside))
+        alpha = (1 - level) / (len(inside) * len(outside))
         width = spread.clamp_min(0).sqrt() * confidence_sequence(self.samples, alpha)
         unsure = mean[inside].unsqueeze(1) - mean[outside].unsqueeze(0) - width[inside][:, outside] < -TIE
         open_[inside] = unsure.any(1)
@@ -152,7 +152,7 @@ class BlockScores:
         return open_
 
 
-def confidence_sequence(samples: int, alpha: float, tightest_at: int = 64) -> float:
+def confidence_sequence(samples: int, alpha: float, tightest_at: int = 128) -> float:
     """Half-width, in standard deviations, of a confidence sequence for a mean (Waudby-Smith et al. 2024, Thm. 2.2).
 
     `sqrt(2 (n r^2 + 1) / (n r)^2 * log(sqrt(n r^2 + 1) / alpha))`, r chosen so that it is tightest near a given n.
