@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test zoo overhead lint clean
+.PHONY: setup demo test zoo overhead tables lint clean
 
 setup: .venv/.ready-test
 
@@ -19,6 +19,10 @@ zoo: .venv/.ready-test
 overhead: .venv/.ready-test
 	$(BIN)/python benchmarks/forward_overhead.py
 	PYTHONPATH=tests/zoo $(BIN)/python tests/zoo_table.py
+
+# The tables of README and docs, from the committed results.
+tables: .venv/.ready-test
+	$(BIN)/python benchmarks/tables.py
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check src tests examples benchmarks

@@ -1,6 +1,7 @@
 """The training loop: what is paired is paired, what branches off goes on exactly, what a plan adds is trained apart."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,17 @@ import dtme
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split, Task
-from dtme.bench.training import Run, add_inserts, data_order, evaluate, optimiser, schedule, train, weighted
+from dtme.bench.training import (
+    Run,
+    add_inserts,
+    data_order,
+    evaluate,
+    freeze_trunk,
+    optimiser,
+    schedule,
+    train,
+    weighted,
+)
 
 RECIPE = Recipe(size=16, width=16, depth=2, attention_heads=2, head_width=8, batch=4, steps=12, expand_at=4, warmup=2)
 
@@ -106,6 +117,36 @@ def test_expansion_carries_the_optimiser_on_and_gives_new_parameters_a_group(spl
     go(run, split, RECIPE.steps)
     assert new["lr"] == pytest.approx(RECIPE.insert_rate * run.made.param_groups[0]["lr"])
     assert all(not torch.equal(before[name], p) for name, p in dtme.added_parameters(run.model))
+
+
+def test_what_is_inserted_may_decay_and_warms_up_from_its_own_step(split: Split):
+    run, recipe = fresh(), replace(RECIPE, insert_decay=0.1, insert_warmup=4)
+    go(run, split, RECIPE.expand_at)
+    dtme.apply(run.model, dtme.Plan(("bright", "dark"), {"trunk.blocks.1": ("bright", "dark")}))
+    add_inserts(run.made, run.model, recipe, since=run.step)
+    new, trunk = run.made.param_groups[-1], run.made.param_groups[0]
+    assert new["weight_decay"] == 0.1
+    for risen in (0.25, 0.5, 0.75, 1.0, 1.0):
+        go(run, split, run.step + 1)
+        assert new["lr"] == pytest.approx(risen * RECIPE.insert_rate * trunk["lr"])
+
+
+def test_a_frozen_trunk_is_left_out(split: Split):
+    run = fresh()
+    freeze_trunk(run.made, run.model)
+    before = copy.deepcopy(run.model.state_dict())
+    go(run, split, 3)
+    moved = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("heads.") for name in moved)
+
+
+def test_rows_may_train_at_a_share_of_the_rate(split: Split):
+    run = fresh()
+    train(run, split, replace(RECIPE, row_rate=0.1), seed=0, steps=RECIPE.steps, until=1, advance=lambda step: None)
+    slow = run.made.param_groups[0]["lr"]
+    train(run, split, RECIPE, seed=0, steps=RECIPE.steps, until=2, advance=lambda step: None)
+    assert run.made.param_groups[0]["lr"] == pytest.approx(10 * slow * schedule(1, 12, 2) / schedule(0, 12, 2))
 
 
 def test_an_expanded_model_is_given_the_same_groups_at_once():

@@ -68,7 +68,7 @@ def _reweighted(place: int, factor: float) -> dict[str, dict[str, float]]:
 
 _LAST_HALF = "in the last half of the blocks"
 _TM_LAST_HALF = Method("TM last half", f"modulators {_LAST_HALF}", last_blocks(None, modulation=True))
-_SHARES = {"1/6": 1 / 6, "1/3": 1 / 3, "1/2": 0.5, "2/3": 2 / 3, "5/6": 5 / 6, "all": 1.0}
+_SHARES = {"1/6": 1 / 6, "1/3": 1 / 3, "1/2": 0.5, "2/3": 2 / 3, "5/6": 5 / 6}
 _MOMENTS = {"0 %": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75}
 
 ABLATIONS = (
@@ -76,7 +76,10 @@ ABLATIONS = (
         "fraction",
         "share of the blocks with modulators, and with task tokens (Fig. 6)",
         "share of the blocks",
-        _varied("TM+TE", tuple(_SHARES), "1/2", lambda value: _paper(fraction=_SHARES[value])),
+        (
+            *_varied("TM+TE", tuple(_SHARES), "1/2", lambda value: _paper(fraction=_SHARES[value])),
+            ("all", *_of_table("TM+TE all")),
+        ),
     ),
     Ablation(
         "variance-ratio",

@@ -44,11 +44,10 @@ def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain
 def changes(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Paired]]:
     """Per arm and space, the conflict after training less that before, paired by seed."""
     found: dict[str, dict[str, Paired]] = {}
-    before = {run["seed"]: run["conflict_before"] for run in runs}
     for label, method in ablation.arms:
-        rows = rows_of(runs, method.name)
+        rows = rows_of(runs, method.name).values()
         found[label] = {
-            space: paired([row["conflict"][space] for row in rows.values()], [before[seed][space] for seed in rows])
+            space: paired(*([row[when][space] for row in rows] for when in ("conflict", "conflict_before")))
             for space in ("range", "null")
         }
     return found

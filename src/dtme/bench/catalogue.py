@@ -27,4 +27,4 @@ def method_of(name: str) -> Method:
 def every_method() -> Sequence[Method]:
     """Those of the table first, in its order; then what only ablations have."""
     arms = (method for ablation in ABLATIONS for _, method in ablation.arms)
-    return list({method.name: method for method in (*arms, *METHODS)[::-1]}.values())[::-1]
+    return list({method.name: method for method in (*METHODS, *arms)}.values())

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from dtme import baselines
 from dtme.bench.branch_point import BranchPoint
-from dtme.bench.cosines import CosineLog
 from dtme.bench.placements import (
     Planner,
     at_random_behind_the_same_block,
@@ -25,6 +24,7 @@ from dtme.bench.rivals import (
     drawing,
     dwa,
     final_affine,
+    looking,
     lora_in_the_last_block,
     own_blocks,
     recon,
@@ -68,7 +68,7 @@ class Method:
 
 def watched(method: Method) -> Method:
     """A method without a balancing of its own, trained as it is, the tasks' parameter gradients looked at now and then."""
-    return replace(method, name=f"{method.name}, watched", balance=by(CosineLog))
+    return replace(method, name=f"{method.name}, watched", balance=looking)
 
 
 METHODS = (

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
-from dtme.bench.branch_point import BranchPoint
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.methods import Method
@@ -62,6 +61,8 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
             curves[method] = row["curves"]
             watched = {name: row[name] for name in ("conflict", "cosines") if name in row}
         plan, known = plan_of_method(bench, method), method_of(method)
+        if "conflict" in watched:
+            watched["conflict_before"] = _scores(known.branch.measured(bench))
         spent += first["analysis_seconds"] if plan is not None else 0.0
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
@@ -91,7 +92,6 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         "versions": {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()},
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
         "settings": bench.settings(),
-        "conflict_before": _scores(BranchPoint().measured(bench)),
         "notes": _notes(bench, suite, first),
         "tasks": tasks,
         "rows": rows,

@@ -11,6 +11,7 @@ from torch import nn
 from dtme import baselines
 from dtme.baselines import Balancing
 from dtme.bench.cache import cached
+from dtme.bench.cosines import CosineLog
 from dtme.bench.experiment import Bench
 from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.recipe import Recipe
@@ -40,6 +41,11 @@ def weighing(make: Callable[[tuple[str, ...]], Balancing]) -> Balancer:
 def dwa(suite: Suite, recipe: Recipe, seed: int) -> Balancing:
     """Losses weighted by how fast they fell over the last epochs."""
     return baselines.DWA(names_of(suite), len(suite.train) // recipe.batch)
+
+
+def looking(suite: Suite, recipe: Recipe, seed: int) -> Balancing:
+    """The plain sum, and fifty looks at the tasks' gradients over the training."""
+    return CosineLog(every=max(1, recipe.steps // 50))
 
 
 def wider(added: Callable[[int, int], int]) -> Callable[[Recipe], Recipe]:

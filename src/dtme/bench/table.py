@@ -18,10 +18,14 @@ Runs = Sequence[Mapping[str, Any]]
 """Results, one per seed."""
 
 
-def cells(runs: Runs) -> tuple[list[str], list[list[str]]]:
+def cells(runs: Runs, methods: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table, as text.
 
     Several seeds add the difference to MT within a seed: mean, half-width of the 95 % interval, p-value (Student's t).
+
+    Args:
+        runs: Results, one per seed.
+        methods: The rows, in order; `None` shows all.
     """
     arrows = {True: "↑", False: "↓"}
     tasks = runs[0]["tasks"]
@@ -29,8 +33,8 @@ def cells(runs: Runs) -> tuple[list[str], list[list[str]]]:
     head = ["", *(f"{task['name']} {task['metric']} {arrows[task['higher_is_better']]}" for task in tasks)]
     head += ["Δm % ↑", *(["against MT", "p"] if several else [])]
     head += ["added", "step", "inference", "wall-clock", "parts at block"]
-    methods = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
-    return head, [_row(runs, method, tasks) for method in methods]
+    every = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
+    return head, [_row(runs, method, tasks) for method in methods or every]
 
 
 def _row(runs: Runs, method: str, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,8 +97,8 @@ def table(runs: Runs) -> Table:
     return drawn
 
 
-def markdown(runs: Runs) -> str:
-    """The table as Markdown."""
-    head, rows = cells(runs)
+def markdown(runs: Runs, methods: Sequence[str] | None = None) -> str:
+    """The table as Markdown, of all rows or of some."""
+    head, rows = cells(runs, methods)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,13 @@
+"""Make the tables of README and docs anew from the committed results: `make tables`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dtme.bench.pages import fill
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if __name__ == "__main__":
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        print(f"{page.relative_to(ROOT)}: {'made anew' if fill(page, ROOT) else 'as it was'}")

@@ -1,0 +1,175 @@
+"""Ablations: one thing varied, everything else as in the table; their figures; what they need of the rows."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dtme import cli
+from dtme.bench.ablations import ABLATIONS, ablation_of
+from dtme.bench.arms import changes, gains
+from dtme.bench.branch_point import BranchPoint
+from dtme.bench.catalogue import every_method, method_of
+from dtme.bench.cosines import CosineLog
+from dtme.bench.experiment import Bench, figures, path_of
+from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.methods import METHODS
+from dtme.bench.recipe import Recipe
+
+RECIPE = Recipe(
+    size=16,
+    patch=4,
+    width=16,
+    depth=6,
+    attention_heads=2,
+    head_width=8,
+    batch=4,
+    images=(6, 6, 4),
+    start="plateau",
+    pretrain_steps=4,
+    steps=8,
+    expand_at=0,
+    analysis_batches=2,
+    warmup=1,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """Several ablations in one folder, two seeds; the rows they share are trained once."""
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cli.REGIMES, "plateau", RECIPE)
+        for name in ("trunk", "moment", "variance-ratio", "conflict", "cosines"):
+            command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
+            patch.setattr(sys, "argv", ["dtme", *command])
+            cli.main()
+    return out
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(path_of(Bench("scenes", RECIPE, folder / "seed-0"), name, "safetensors"))
+
+
+def test_every_name_means_one_method():
+    methods = [*METHODS, *(method for ablation in ABLATIONS for _, method in ablation.arms)]
+    by_name = {method.name: method for method in methods}
+    assert all(by_name[method.name] is method or by_name[method.name] == method for method in methods)
+    assert [method.name for method in every_method()][: len(METHODS)] == [method.name for method in METHODS]
+    assert {method.name for method in every_method()} == by_name.keys()
+    files = [path_of(Bench("scenes", RECIPE, Path()), name, "json") for name in by_name]
+    assert len(set(files)) == len(files)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda ablation: ablation.name)
+def test_an_arm_is_labelled_and_differs_from_the_others(ablation):
+    labels = [label for label, _ in ablation.arms]
+    assert len(set(labels)) == len(labels) > 1
+    assert len({method.name for _, method in ablation.arms}) == len(labels)
+
+
+def test_an_unknown_ablation_lists_all():
+    with pytest.raises(ValueError, match="'ranks': choose from fraction"):
+        ablation_of("ranks")
+
+
+@pytest.mark.parametrize("name", ["trunk", "moment", "variance-ratio", "conflict", "cosines"])
+def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
+    assert "<svg" in (folder / f"ablation-{name}.svg").read_text(encoding="utf-8")
+    runs = read_lines(folder / f"ablation-{name}.jsonl")
+    assert len(runs) == 2
+    rows = {row["method"] for row in runs[0]["rows"]}
+    assert rows == {"ST", "MT", *(method.name for _, method in ablation_of(name).arms)}
+
+
+def test_a_frozen_trunk_stays_and_all_else_moves(folder: Path):
+    start = torch.load(BranchPoint().start(Bench("scenes", RECIPE, folder / "seed-0")), weights_only=True)["model"]
+    for name in ("MT, frozen", "TM+TE, frozen"):
+        after = weights(folder, name)
+        moved = {key for key in start if not torch.equal(start[key], after[key])}
+        assert moved
+        assert not any(key.startswith("trunk.") for key in moved)
+    inserts = {key: value for key, value in weights(folder, "TM+TE, frozen").items() if key.endswith("dtme.scale")}
+    assert inserts
+    assert all(bool((value != 1).any()) for value in inserts.values())
+
+
+def test_a_later_moment_is_plain_training_before(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    point = method_of("TM+TE, 50 %").branch
+    assert point.step(RECIPE) == 4
+    assert torch.load(point.start(bench), weights_only=True)["step"] == 4
+    assert point.report(bench) != BranchPoint().report(bench)
+    assert not torch.equal(point.measured(bench).range_rate, BranchPoint().measured(bench).range_rate)
+    row = rows_of(read_lines(folder / "ablation-moment.jsonl"), "TM+TE, 50 %")[0]
+    whole = rows_of(read_lines(folder / "ablation-moment.jsonl"), "TM+TE")[0]
+    assert row["wall_clock_ratio"] < whole["wall_clock_ratio"]
+
+
+def test_another_variance_ratio_divides_the_space_elsewhere(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    ranks = {r: BranchPoint(variance_ratio=r).measured(bench).range_rank for r in (1.0, 1000.0)}
+    assert sum(ranks[1.0]) < sum(ranks[1000.0])
+
+
+def test_looking_at_gradients_leaves_training_as_it_is(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    for name in ("MT", "TM+TE"):
+        watched, plain = weights(folder, f"{name}, watched"), weights(folder, name)
+        if name == "MT":  # what a plan draws at random depends on the row's name
+            assert all(torch.allclose(watched[key].double(), plain[key].double(), atol=1e-5) for key in plain)
+        looks = figures(bench, f"{name}, watched")["cosines"]
+        assert len(looks) == RECIPE.steps
+        assert len(looks[0]) == 6
+        assert all(-1 <= cosine <= 1 for cosine in looks[0])
+
+
+def test_what_was_noted_survives_an_interruption():
+    log, again = CosineLog(), CosineLog()
+    log.cosines = torch.tensor([[0.5, -0.5]])
+    log.step += 3
+    again.load_state_dict(log.state_dict())
+    assert torch.equal(again.cosines, log.cosines)
+    assert int(again.step) == 3
+
+
+def test_gains_are_paired_and_the_tables_own_arm_is_marked(folder: Path):
+    runs = read_lines(folder / "ablation-trunk.jsonl")
+    found = {arm.label: arm for arm in gains(ablation_of("trunk"), runs)}
+    assert found["MT"].mean == 0
+    assert found["TM+TE"].own
+    assert not found["TM+TE, frozen"].own
+    differences = [rows_of(runs, "TM+TE")[seed]["delta_m"] - rows_of(runs, "MT")[seed]["delta_m"] for seed in (0, 1)]
+    assert found["TM+TE"].mean == pytest.approx(sum(differences) / 2)
+    assert found["TM+TE, frozen"].cost > 0
+
+
+def test_changes_of_conflict_are_against_the_same_seed_before(folder: Path):
+    runs = read_lines(folder / "ablation-conflict.jsonl")
+    found = changes(ablation_of("conflict"), runs)
+    rows = [rows_of(runs, "MT")[run["seed"]] for run in runs]
+    own = [row["conflict"]["range"] - row["conflict_before"]["range"] for row in rows]
+    measured = [BranchPoint().measured(Bench("scenes", RECIPE, folder / f"seed-{seed}")) for seed in (0, 1)]
+    before = [row["conflict_before"]["range"] for row in rows]
+    assert before == pytest.approx([float(report.range_score().mean()) for report in measured])
+    assert found["MT"]["range"].mean == pytest.approx(sum(own) / 2)
+    assert set(found["TM+TE"]) == {"range", "null"}
+
+
+def test_settings_of_one_row_leave_the_others(folder: Path):
+    methods = [method_of("TM+TE"), method_of("TM+TE, rate 30")]
+    assert [dict(method.settings) for method in methods] == [{}, {"insert_rate": 30.0}]
+
+
+def test_a_moment_beyond_the_steps_is_refused():
+    with pytest.raises(ValueError, match=r"moment=1\.0"):
+        BranchPoint(1.0)

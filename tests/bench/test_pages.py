@@ -1,0 +1,44 @@
+"""The tables of the documentation are those of the committed results."""
+
+from pathlib import Path
+
+import pytest
+
+from dtme.bench.lines import read_lines
+from dtme.bench.pages import fill, filled
+from dtme.bench.table import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_table_has_drifted_from_its_results(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert filled(text, ROOT) == text, "make tables"
+
+
+def test_a_table_is_made_of_the_rows_it_names(tmp_path: Path):
+    page = tmp_path / "page.md"
+    before = "Above.\n\n<!-- table results/demo.json: MT; TM+TE -->\nold\n<!-- end of table -->\n\nBelow.\n"
+    page.write_text(before, encoding="utf-8")
+    assert fill(page, ROOT)
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text
+    lines = text.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == ["", "---", "MT", "TM+TE"]
+    assert text.startswith("Above.")
+    assert text.endswith("Below.\n")
+    assert not fill(page, ROOT)
+
+
+def test_a_row_that_was_not_run_is_named():
+    with pytest.raises(ValueError, match="no row 'TN'; it has MT, ST"):
+        filled("<!-- table results/demo.json: TN -->\n<!-- end of table -->", ROOT)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-plateau.jsonl")), ids=lambda path: path.name)
+def test_committed_lines_make_a_table_over_seeds(path: Path):
+    runs = read_lines(path)
+    assert len(runs) > 1
+    assert "against MT" in markdown(runs)
