@@ -20,11 +20,12 @@ from dtme.bench.ablations import ablation_of
 from dtme.bench.catalogue import every_method, method_of
 from dtme.bench.display import shown
 from dtme.bench.experiment import Bench
-from dtme.bench.lines import write_lines
+from dtme.bench.lines import read_lines, write_lines
 from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
 from dtme.bench.table import markdown, table
+from dtme.bench.text.table import markdown as table_of_text
 from dtme.bench.tuning import scores, settings_of, write
 
 PAPER = ("ST", "MT", "TM", "TE", "TM+TE")
@@ -57,7 +58,7 @@ def bench(
     held_out: Literal["test", "val"] = "test",
     out: Path | None = None,
 ) -> None:
-    """Train the rows of a suite, for each seed, and print its table.
+    """Train the rows of a suite, for each seed, and print its table. Of text tasks: `dtme bench glue --help`.
 
     Args:
         suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
@@ -184,14 +185,40 @@ def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path, name: s
     return runs
 
 
+def show_table(results: Annotated[Path, tyro.conf.Positional], into: Path | None = None) -> None:
+    """Print the table of finished results as Markdown, or write it into a page.
+
+    Args:
+        results: A file of JSON lines that `dtme bench` has written.
+        into: Page in which the lines between `<!-- table -->` and `<!-- end of table -->` are replaced.
+    """
+    runs = read_lines(results)
+    drawn = table_of_text(runs) if "measures" in runs[0]["rows"][0] else markdown(runs)
+    if into is None:
+        print(drawn, end="")
+        return
+    before, begins, rest = into.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, ends, after = rest.partition("<!-- end of table -->")
+    if not (begins and ends):
+        raise ValueError(
+            f"{into} has no line '<!-- table -->' followed by '<!-- end of table -->': write both where it belongs."
+        )
+    write_text(into, before + begins + drawn + ends + after)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `dtme`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill, too, ends the workers
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "bench": bench, "ablate": ablate, "tune": tune}, prog="dtme", args=arguments
-        )
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if given[:2] == ["bench", "glue"]:  # text tasks have options of their own
+            from dtme.bench.glue.command import glue
+
+            tyro.cli(glue, prog="dtme bench glue", args=given[2:])
+            return
+        commands = {"demo": demo, "bench": bench, "ablate": ablate, "tune": tune, "table": show_table}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="dtme", args=given)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Finished rows are kept: the same command goes on from there.")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"dtme: {error}")

@@ -4,7 +4,7 @@
   supplies: `pcgrad`, `cagrad`, `mgda`, `imtl_g`, `nash_mtl`, `aligned_mtl`, `graddrop`, `fairgrad`, `upgrad`. Of losses:
   `UW`, `DWA`, `FAMO`. `ConflictCount` is Recon's first phase.
 - Models in the place of the model, which list what they add by `added_parameters()`: `OwnCopies` (Recon's second phase),
-  `branch`, `LoRAPerTask`, `FinalAffine`.
+  `branch`, `LoRAPerTask`, `FinalAffine`, `OwnNormsAndBiases`.
 
 A balancing works on any model: with a plan applied, on one of these, on a plain one.
 """
@@ -25,6 +25,7 @@ from dtme.baselines.branching import branch
 from dtme.baselines.final_affine import FinalAffine
 from dtme.baselines.lora import LoRAPerTask
 from dtme.baselines.own_copies import OwnCopies
+from dtme.baselines.own_norms import OwnNormsAndBiases
 from dtme.baselines.recon import ConflictCount
 from dtme.baselines.weightings import DWA, FAMO, UW
 
@@ -38,6 +39,7 @@ __all__ = [
     "GradientBalancing",
     "LoRAPerTask",
     "OwnCopies",
+    "OwnNormsAndBiases",
     "aligned_mtl",
     "branch",
     "cagrad",

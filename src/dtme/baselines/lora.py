@@ -78,17 +78,17 @@ class LoRAPerTask(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Each task's output, of a pass with its adapter."""
+        return pass_per_task(self.model, self.tasks, self.adapted, lambda task: self.run(task, *args, **kwargs))
+
+    def run(self, task: str, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives in one pass with the adapter of a task; it means something for that task alone."""
         from peft.tuners.lora import LoraLayer
 
-        def run(task: str) -> Any:
-            for module in self.model.modules():
-                if isinstance(module, LoraLayer):
-                    module.set_adapter(adapter_of(task))
-            return self.model(*args, **kwargs)
-
-        outputs = pass_per_task(self.model, self.tasks, self.adapted, run)
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_adapter(adapter_of(task))
         self._train_adapters()  # peft freezes an adapter when another is active, and its gradients would be lost
-        return outputs
+        return self.model(*args, **kwargs)
 
     def added_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of what the model did not have."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dtme._shapes import Float
+from dtme.bench.hashing import hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Task
 
@@ -79,8 +79,3 @@ def build(tasks: Sequence[Task], recipe: Recipe, seed: int, start: Mapping[str, 
     if start is not None:
         model.load_state_dict({name: start.get(name, first) for name, first in model.state_dict().items()})
     return model
-
-
-def hash_of(*parts: object) -> int:
-    """A whole number that depends on the parts alone, the same on every machine and run."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")

@@ -1,0 +1,58 @@
+"""Where text tasks conflict: batches of one task each, so that it is known whose every sentence is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from dtme.analysis import analyze
+from dtme.bench.hashing import hash_of
+from dtme.bench.text.recipe import TextRecipe
+from dtme.bench.text.suite import Batch, TextSuite
+from dtme.bench.text.training import task_losses
+from dtme.report import ConflictReport
+
+
+def analysis_batches(suite: TextSuite, recipe: TextRecipe, seed: int) -> list[Batch]:
+    """Equally many training sentences of each task, in batches of one task, those of like length together."""
+    made = []
+    for place, task in enumerate(suite.tasks):
+        data = suite.train[task.name]
+        generator = torch.Generator().manual_seed(hash_of(seed, "analysis", task.name))
+        rows = torch.randperm(len(data), generator=generator)[: recipe.analysis_samples]
+        ordered = rows[data.lengths[rows].argsort(stable=True)]
+        made += [suite.batch([(place, row) for row in own.tolist()]) for own in ordered.split(recipe.batch)]
+    return made
+
+
+def analyse(
+    model: nn.Module,
+    suite: TextSuite,
+    recipe: TextRecipe,
+    *,
+    seed: int = 0,
+    advance: Callable[[int, int], None] | None = None,
+) -> ConflictReport:
+    """`dtme.analyze` on training sentences of each task.
+
+    Args:
+        model: Without inserts.
+        suite: Of the model.
+        recipe: Says how many sentences, and r.
+        seed: Of the choice of sentences.
+        advance: Told the batches done, and all of them.
+    """
+    device = next(model.parameters()).device
+    batches = [batch.to(device) for batch in analysis_batches(suite, recipe, seed)]
+    done = 0
+
+    def losses(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        nonlocal done
+        done += 1
+        if advance is not None:
+            advance(done, 2 * len(batches))
+        return task_losses(model, suite, batch, recipe.precision)
+
+    return analyze(model, losses, batches, variance_ratio=recipe.variance_ratio)

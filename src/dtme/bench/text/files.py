@@ -1,0 +1,141 @@
+"""Sentences and targets out of tab- or comma-separated files, plain or gzip; what is wrong is named by file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from dtme.bench.text.tasks import TextTask
+
+SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """A file of a task as it was read.
+
+    Attributes:
+        texts: Per row its sentence, or its two sentences.
+        targets: Per row a class index or a number.
+        source: The file, for messages.
+        left_out: Lines of the wrong number of columns that were left out.
+    """
+
+    texts: Sequence[tuple[str, ...]]
+    targets: Sequence[float]
+    source: str
+    left_out: int = 0
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file of that name in a task's folder, whatever its suffix of `SUFFIXES`.
+
+    Raises:
+        FileNotFoundError: The folder or the file is not there.
+        ValueError: There are two of them.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder: a task's data is a folder with {name}.tsv or {name}.csv, or .gz of these."
+        )
+    found = [folder / f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
+    if not found:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} has no {name} with one of the suffixes {', '.join(SUFFIXES)}; there is {there}."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has {found[0].name} and {found[1].name}, and which is meant is not known: remove one."
+        )
+    return found[0]
+
+
+def read_file(path: Path, task: TextTask) -> Sentences:
+    """A file of a task.
+
+    Args:
+        path: `.tsv` (no quotes, a row a line) or `.csv` (quotes, which may hold commas and line breaks), or `.gz` of these.
+        task: Says which columns count.
+
+    Raises:
+        ValueError: A column is missing, a line has more or fewer columns than the head, a target is not one of the task's,
+            there is no row, or the file is damaged; the message names file and line.
+    """
+    texts: list[tuple[str, ...]] = []
+    targets: list[float] = []
+    left_out = 0
+    with _opened(path) as file:
+        rows = _rows(file, commas=".csv" in path.suffixes[-2:])
+        head = task.header or next((cells for _, cells in rows), ())
+        places = [_place(head, column, path, task) for column in (*task.text, task.target)]
+        for line, cells in rows:
+            if len(cells) != len(head):
+                left_out += 1
+                if left_out > task.malformed:
+                    raise ValueError(f"{path}, line {line}: {_columns(cells, head)} Mend or remove the line.")
+                continue
+            try:
+                targets.append(task.target_of(cells[places[-1]]))
+            except ValueError as why:
+                raise ValueError(f"{path}, line {line}: {why}") from None
+            texts.append(tuple(cells[place] for place in places[:-1]))
+    if not texts:
+        raise ValueError(f"{path} has no row: a split needs at least one sentence. Is the copy complete?")
+    return Sentences(texts, targets, str(path), left_out)
+
+
+def _place(head: Sequence[str], column: str, path: Path, task: TextTask) -> int:
+    if column not in head:
+        raise ValueError(
+            f"{path}, line 1: no column {column!r} in {list(head)}. A column is missing, or the task {task.name!r} names "
+            "another one: see its text, target and header."
+        )
+    return list(head).index(column)
+
+
+def _columns(cells: Sequence[str], head: Sequence[str]) -> str:
+    return f"{len(cells)} columns, but the head has {len(head)}: {list(head)}."
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        # Line ends stay as they are: a carriage return inside a sentence of a .tsv ends no row.
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
+            yield file  # pyright: ignore[reportReturnType]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}). Fetch it again.") from error
+
+
+def _rows(file: TextIO, *, commas: bool) -> Iterator[tuple[int, list[str]]]:
+    """Number of the line and cells of each row, empty lines left out."""
+    if commas:
+        reader = csv.reader(file, strict=True)
+        try:
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+        except csv.Error as error:
+            name = getattr(file, "name", "the file")
+            raise ValueError(f"{name}, line {reader.line_num}: {error}. Is a quote left open?") from error
+        return
+    for number, line in enumerate(_lines(file), 1):
+        if line:
+            yield number, line.split("\t")
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines between newlines, and these alone: other separators of Unicode occur inside sentences."""
+    rest = ""
+    while chunk := file.read(1 << 20):
+        *whole, rest = (rest + chunk).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
+    yield rest.removesuffix("\r")

@@ -1,0 +1,112 @@
+"""From the finished rows of a seed to its results, as `dtme.bench.lines` writes them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from dtme.bench.text.evaluation import average, averaged, how_averaged, score
+from dtme.bench.text.experiment import TextBench, figures
+from dtme.bench.text.methods import method_of
+from dtme.bench.text.rows import FIRST, steps_of, wall_clocks
+from dtme.bench.text.suite import TextSuite
+from dtme.metrics import delta_m
+from dtme.report import ConflictReport
+
+
+def collect(
+    bench: TextBench, suite: TextSuite, methods: Sequence[str], *, command: str, seconds: float
+) -> dict[str, Any]:
+    """All figures of one seed.
+
+    Args:
+        bench: Whose rows have been finished.
+        suite: Its sentences.
+        methods: The table's rows.
+        command: What was typed.
+        seconds: How long it took.
+    """
+    measures = {name: _measures(bench, name) for name in methods}
+    single = {task: score(own) for task, own in measures["ST"].items()} if "ST" in measures else {}
+    cost = figures(bench, "cost")
+    clocks = wall_clocks(bench)
+    rows = []
+    for name in methods:
+        scores = {task: score(own) for task, own in measures[name].items()}
+        longer = steps_of(bench, method_of(name)) / bench.recipe.steps
+        rows.append(
+            {
+                "method": name,
+                "measures": measures[name],
+                "metrics": scores,
+                "mean": average(measures[name], suite.tasks),
+                **_gain(scores, single, suite),
+                "parameters_added": cost["added"][name],
+                "parameters_added_percent": 100 * cost["added"][name] / cost["parameters"],
+                "steps": steps_of(bench, method_of(name)),
+                "step_cost": cost["step"][name],
+                "inference_cost": cost["inference"][name],
+                "wall_clock": _seconds(bench, name),
+                "wall_clock_ratio": clocks.get(name, longer),
+                "plan": _plan(bench, name),
+            }
+        )
+    return {
+        "suite": bench.suite,
+        "command": command,
+        "versions": {name: version(name) for name in ("dtme", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
+        "settings": bench.settings(),
+        "seed": bench.seed,
+        "average": how_averaged(suite.tasks),
+        "remarks": list(suite.remarks),
+        "tasks": [
+            {"name": task.name, "metric": "/".join(measure.name for measure in task.measures), "higher_is_better": True}
+            for task in suite.tasks
+        ],
+        "rows": rows,
+        "seconds": seconds,
+    }
+
+
+def _measures(bench: TextBench, name: str) -> dict[str, dict[str, float]]:
+    if name == "ST":
+        return {task.name: figures(bench, f"ST {task.name}")["measures"][task.name] for task in bench.tasks}
+    return figures(bench, name)["measures"]
+
+
+def _seconds(bench: TextBench, name: str) -> float:
+    if name == "ST":
+        return sum(figures(bench, f"ST {task.name}")["seconds"] for task in bench.tasks)
+    extra = figures(bench, FIRST)["analysis_seconds"] if method_of(name).plan is not None else 0.0
+    return figures(bench, name)["seconds"] + extra
+
+
+def _gain(scores: Mapping[str, float], single: Mapping[str, float], suite: TextSuite) -> dict[str, Any]:
+    """Delta_m over the averaged tasks, or why there is none."""
+    counted = [task.name for task in averaged(suite.tasks)]
+    if not single:
+        return {"delta_m": None, "no_delta_m": "no single-task rows were asked for"}
+    useless = [task for task in counted if single[task] <= 0]
+    if useless:
+        return {
+            "delta_m": None,
+            "no_delta_m": f"the single-task score of {useless[0]} is {single[useless[0]]:.2f}, not above 0",
+        }
+    own = {task: scores[task] for task in counted}
+    return {"delta_m": delta_m(own, {task: single[task] for task in counted}, dict.fromkeys(counted, True))}
+
+
+def _plan(bench: TextBench, name: str) -> dict[str, Any] | None:
+    """The blocks of the plan, by what is inserted."""
+    method = method_of(name)
+    if method.plan is None:
+        return None
+    plan = method.plan(ConflictReport.load(bench.out / "report.json"), bench.recipe, bench.seed)
+    return {"modulate": list(plan.modulate), "expand": list(plan.expand), "adapt": list(plan.adapt)}

@@ -1,0 +1,294 @@
+"""`dtme bench glue` from the command line to the table: every row, interruption, the same twice, tuning, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tiny_text import make_trunk, write_glue
+
+from dtme import cli
+from dtme.bench.glue import glue_task, read_glue
+from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.text import TextRecipe
+from dtme.bench.text import rows as text_rows
+from dtme.bench.text.experiment import TextBench, figures, is_done, keep
+from dtme.bench.text.methods import METHODS
+from dtme.bench.text.results import collect
+from dtme.bench.text.rows import FIRST, finish, first_steps, jobs_of, price, single_task, steps_of, wall_clocks
+from dtme.bench.text.table import cells, markdown
+from dtme.bench.text.training import train
+from dtme.bench.text.tuning import Tuned, tune
+
+NAMES = ("CoLA", "STS-B", "RTE")
+ALL = tuple(method.name for method in METHODS)
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_trunk(tmp_path_factory.mktemp("tiny-trunk"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, data: Path, trunk: str) -> TextBench:
+    recipe = TextRecipe(trunk=trunk, steps=10, batch=6, analysis_samples=6, learning_rate=1e-3, expand_after=0.3)
+    tasks = tuple(glue_task(name) for name in NAMES)
+    return TextBench("glue", tasks, partial(read_glue, data), recipe, tmp_path_factory.mktemp("seed"), seed=4)
+
+
+@pytest.fixture(scope="module")
+def whole(bench: TextBench) -> TextBench:
+    """Every row of one seed, finished in this process."""
+    first_steps(bench, ignore)
+    price(bench, ALL, ignore)
+    for task in bench.tasks:
+        single_task(bench, task, ignore)
+    for name in ALL[1:]:
+        finish(bench, name, ignore)
+    return bench
+
+
+def test_every_row_ends_in_figures(whole: TextBench):
+    results = collect(whole, whole.load(), ALL, command="dtme bench glue", seconds=1.0)
+    assert [row["method"] for row in results["rows"]] == list(ALL)
+    for row in results["rows"]:
+        assert set(row["metrics"]) == set(NAMES)
+        assert row["mean"] == pytest.approx(sum(row["metrics"].values()) / 3)
+        assert row["step_cost"] > 0
+        assert row["wall_clock"] > 0
+    added = {row["method"]: row["parameters_added"] for row in results["rows"]}
+    assert added["TM"] == 2 * 2 * 3 * 16
+    assert added["TE"] == 2 * 3 * 16
+    assert added["TM+TE"] == added["TM+TE random"] == added["TM"] + added["TE"] == added["TM+TE all"] // 2
+    per_block = 4 * 4 * (16 + 16) + 2 * 4 * (16 + 32)
+    assert added["Adapt"] == 2 * 3 * per_block
+    assert added["TM+TE+Adapt"] == added["Adapt"] + added["TM+TE"]
+    assert added["LoRA per task"] == 4 * 3 * 2 * 8 * (16 + 16)
+    assert added["MT"] == added["MT as long as the dearest"] == 0 < added["Norms per task"]
+    assert any("not to be compared with published" in remark for remark in results["remarks"])
+    assert "unweighted mean over CoLA (MCC), STS-B" in results["average"]
+    for row in results["rows"]:
+        plan = row["plan"]
+        assert (plan is not None) == (row["method"][:2] in ("TM", "TE", "Ad"))
+
+
+def test_mt_at_the_wall_clock_of_the_dearest_row_lasts_as_long_as_it(whole: TextBench):
+    clocks = wall_clocks(whole)
+    assert set(clocks) == set(ALL) - {"ST", "MT as long as the dearest"}
+    longest = max(clocks.values())
+    assert figures(whole, "MT as long as the dearest")["steps"] == round(10 * longest)
+    step = figures(whole, "cost")["step"]["TM+TE"]
+    analysis = figures(whole, FIRST)["analysis_steps"]
+    assert clocks["TM+TE"] == pytest.approx((3 + analysis + 7 * step) / 10)
+
+
+def test_single_task_rows_see_as_much_of_their_task(whole: TextBench):
+    steps = [figures(whole, f"ST {name}")["steps"] for name in NAMES]
+    assert sum(steps) == pytest.approx(10, abs=2)
+
+
+def test_what_is_finished_is_used_again_and_other_settings_are_not(whole: TextBench):
+    assert jobs_of(whole, ALL) == []
+    other = replace(whole, recipe=replace(whole.recipe, rank=2))
+    assert {job.name for job in jobs_of(other, ("MT", "TM"))} == {"sentences", FIRST, "cost", "MT", "TM"}
+    keep(replace(whole, out=whole.out / "other"), "MT", {})
+    assert not is_done(replace(whole, out=whole.out / "other"), "TM")
+
+
+def test_the_same_twice_and_an_interrupted_row_ends_the_same(whole: TextBench, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(text_rows, "KEPT_EVERY", 2)
+    again = replace(whole, out=tmp_path)
+    first_steps(again, ignore)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads((whole.out / "report.json").read_text())
+
+    monkeypatch.setattr(text_rows, "train", partial(train, every=1))
+
+    def stop(done: int, total: int) -> None:
+        if done >= 7:
+            raise KeyboardInterrupt
+
+    for name in ("TM+TE+Adapt", "LoRA per task"):
+        with pytest.raises(KeyboardInterrupt):
+            finish(again, name, stop)
+        assert (tmp_path / "rows" / f"{name.replace(' ', '-')}.pt").exists()
+        assert not is_done(again, name)
+        begun: list[int] = []
+        finish(again, name, lambda done, total, begun=begun: begun.append(done))
+        assert (
+            begun[0] == 6
+        )  # written down after steps 5 and 7 of a start at 3: the one that was stopped in is repeated
+        assert figures(again, name)["measures"] == figures(whole, name)["measures"]
+        assert [step for step, _ in figures(again, name)["curves"]["CoLA"]][-1] <= 10
+        assert not (tmp_path / "rows" / f"{name.replace(' ', '-')}.pt").exists()
+
+
+def test_the_command_runs_two_seeds_and_prints_one_table(tmp_path: Path, data: Path, trunk: str, monkeypatch, capsys):
+    command = [
+        "bench",
+        "glue",
+        "--data",
+        str(data),
+        "--tasks",
+        "RTE",
+        "CoLA",
+        "--methods",
+        "TM+TE",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    command += [
+        "--trunk",
+        trunk,
+        "--steps",
+        "6",
+        "--batch",
+        "4",
+        "--analysis-samples",
+        "4",
+        "--no-fast",
+        "--workers",
+        "1",
+    ]
+    command += ["--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["dtme", *command])
+    cli.main()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {(line["seed"], line["method"]) for line in lines} == {(s, m) for s in (0, 1) for m in ("ST", "MT", "TM+TE")}
+    for line in lines:
+        assert str(tmp_path) not in json.dumps(line)
+        assert "--data glue" in line["command"]
+        assert line["settings"]["recipe"]["trunk"] == Path(trunk).name
+        assert {"measures", "mean", "average", "versions", "hardware", "remarks"} <= line.keys()
+    printed = capsys.readouterr().out
+    assert "RTE, train: 30 rows, but the official split has 2,490" in printed
+    assert "TM+TE" in printed
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n<!-- table -->\nold\n<!-- end of table -->\n\nafter\n")
+    cli.main(["table", str(tmp_path / "out" / "results.jsonl"), "--into", str(page)])
+    runs = read_lines(tmp_path / "out" / "results.jsonl")
+    expected = (tmp_path / "out" / "table.md").read_text()
+    assert page.read_text() == f"before\n\n<!-- table -->\n{expected}<!-- end of table -->\n\nafter\n"
+    assert markdown(runs) == expected
+    page.write_text("nothing")
+    with pytest.raises(SystemExit, match=r"has no line '<!-- table -->'"):
+        cli.main(["table", str(tmp_path / "out" / "results.jsonl"), "--into", str(page)])
+
+
+def test_the_table_pairs_seeds_and_says_what_is_missing(whole: TextBench):
+    results = collect(whole, whole.load(), ALL, command="", seconds=1.0)
+    two = [
+        results,
+        {**results, "seed": 5, "rows": [{**row, "mean": row["mean"] + i} for i, row in enumerate(results["rows"])]},
+    ]
+    head, drawn = cells(two)
+    assert all(len(row) == len(head) for row in drawn)
+    shown = {row[0]: row for row in drawn}
+    assert shown["MT"][head.index("against MT")] == "0"
+    difference = shown["TM"][head.index("against MT")]
+    gap = rows_of(two, "TM")[4]["mean"] - rows_of(two, "MT")[4]["mean"]
+    assert difference.startswith(f"{gap + 1:+.2f} ± ")  # row 3 gains 3 in the other seed, and MT 1
+    two[1] = {**two[1], "rows": [row for row in two[1]["rows"] if row["method"] != "TM"]}
+    assert "TM (1 of 2 seeds)" in {row[0] for row in cells(two)[1]}
+
+
+def test_tuning_takes_the_best_rate_then_the_best_sampler(bench: TextBench, tmp_path: Path, monkeypatch):
+    ran: list[str] = []
+
+    def found(jobs) -> None:
+        for job in jobs:
+            ran.append(job.name)
+            if job.name == "sentences":
+                continue
+            own: TextBench = job.arguments[0]
+            good = 10 * own.recipe.learning_rate if own.recipe.learning_rate < 3e-3 else 0.0
+            value = 1000 * good + 10 * (own.recipe.sampler == "temperature")
+            name = "MT" if job.work is finish else FIRST if job.work is first_steps else job.name.rpartition(": ")[2]
+            keep(
+                own, name, {"measures": {task: {"x": value + (name == "ST RTE") * 1e4 * (good == 0)} for task in NAMES}}
+            )
+
+    own = replace(bench, out=tmp_path)
+    result = tune(own, found, single=True)
+    assert result.learning_rate == 2e-3
+    assert result.sampler == "temperature"
+    assert result.single_rates == {"CoLA": 2e-3, "STS-B": 2e-3, "RTE": 4e-3}
+    assert set(result.scores) == {
+        "0.0005",
+        "0.001",
+        "0.002",
+        "0.004",
+        "proportional",
+        "annealed",
+        "temperature",
+        "round robin",
+    }
+    assert "are the best of MT at seed -1" in result.remark()
+    ran.clear()
+    assert tune(own, found, single=True) == result
+    assert ran == []
+    assert "single-task" not in Tuned(1e-4, "annealed", {}, {"a": 1.0}).remark()
+
+
+def test_numbers_of_a_reference_that_is_not_positive_give_no_delta(whole: TextBench, monkeypatch):
+    from dtme.bench.text import results as text_results
+
+    def zero(bench: TextBench, name: str):
+        return {task: {"x": 0.0 if name == "ST" else 50.0} for task in NAMES}
+
+    monkeypatch.setattr(text_results, "_measures", zero)
+    rows = collect(whole, whole.load(), ("ST", "MT"), command="", seconds=1.0)["rows"]
+    assert rows[1]["delta_m"] is None
+    assert "single-task score of CoLA is 0.00" in rows[1]["no_delta_m"]
+    assert steps_of(whole, METHODS[1]) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--data", "nowhere"], "nowhere is no folder. Give the one that holds CoLA"),
+        (["--data", "{data}", "--tasks", "RTE", "Cola"], "GLUE has no 'Cola'. Choose from: CoLA"),
+        (["--data", "{data}", "--tasks", "RTE", "WNLI"], "has no folder WNLI"),
+        (["--data", "{data}", "--tasks", "RTE"], "multi-task training needs at least two; there are CoLA, STS-B, RTE"),
+        (["--data", "{data}", "--methods", "TX"], "there is no 'TX'. Choose from: ST, MT"),
+        (["--data", "{data}", "--seeds"], "give at least one whole number"),
+        (["--data", "{data}", "--trunk", "{data}"], "cannot be used"),
+        (["--data", "{data}", "--steps", "1"], "at least 2 steps"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(options: list[str], says: str, data: Path, trunk: str, tmp_path: Path):
+    given = [option.format(data=data) for option in options]
+    own = [] if "--trunk" in given else ["--trunk", trunk]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "glue", *given, *own, "--out", str(tmp_path / "out")])
+    assert says in str(stopped.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_file_is_named_before_anything_is_trained(tmp_path: Path, trunk: str):
+    data = write_glue(tmp_path / "glue")
+    (data / "CoLA" / "dev.tsv").write_text("src\t1\t\tfine\nsrc\t7\t\tbad\n")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "glue", "--data", str(data), "--trunk", trunk, "--out", str(tmp_path / "out")])
+    assert "dev.tsv, line 2: label '7' is none of ('0', '1'): mend the line" in str(stopped.value)
+    assert not (tmp_path / "out").exists()

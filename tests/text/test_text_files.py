@@ -1,0 +1,137 @@
+"""Files of text tasks: what is read, and what is refused by file, line and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from dtme.bench.text.files import find_file, read_file
+from dtme.bench.text.measures import ACCURACY
+from dtme.bench.text.tasks import TextTask, classes, number
+
+SPAM = classes("spam", ("no", "yes"))
+STARS = number("stars", text=("title", "body"), target="stars", bounds=(1, 5))
+
+
+def written(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    content = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.tsv.gz"])
+def test_tabs_take_quotes_and_strange_separators_for_what_they_are(tmp_path: Path, name: str):
+    text = '\ufefftext\tlabel\r\nhe said "no\tyes\r\na\u2028b\x85c\td\n'.replace("\td\n", "\tno\n")
+    found = read_file(written(tmp_path, name, text), SPAM)
+    assert found.texts == [('he said "no',), ("a\u2028b\x85c",)]
+    assert found.targets == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_commas_take_quotes_for_quotes(tmp_path: Path, name: str):
+    text = 'stars,title,body\n4.5,"one, ""two""","a\nb"\n1,x,y\n'
+    found = read_file(written(tmp_path, name, text), STARS)
+    assert found.texts == [('one, "two"', "a\nb"), ("x", "y")]
+    assert found.targets == [4.5, 1.0]
+
+
+def test_columns_without_a_head_are_named_by_the_task(tmp_path: Path):
+    task = dataclasses.replace(SPAM, header=("label", "text"))
+    assert read_file(written(tmp_path, "train.tsv", "no\ta\nyes\tb\n"), task).texts == [("a",), ("b",)]
+
+
+BAD = {
+    "a column too few": (
+        "t.tsv",
+        "text\tlabel\na\tno\nb\n",
+        SPAM,
+        r"t\.tsv, line 3: 1 columns, but the head has 2.*Mend or remove",
+    ),
+    "a column too many": ("t.csv", "text,label\na,b,no\n", SPAM, r"t\.csv, line 2: 3 columns.*\['text', 'label'\]"),
+    "a column that is not there": (
+        "t.tsv",
+        "words\tlabel\na\tno\n",
+        SPAM,
+        r"line 1: no column 'text' in \['words', 'label'\]",
+    ),
+    "another label": (
+        "t.tsv",
+        "text\tlabel\na\tno\nb\tmaybe\n",
+        SPAM,
+        r"t\.tsv, line 3: label 'maybe' is none of \('no', 'yes'\): mend",
+    ),
+    "no number": ("t.tsv", "title\tbody\tstars\na\tb\tfour\n", STARS, r"line 2: target 'four' is no number: mend"),
+    "out of bounds": ("t.tsv", "title\tbody\tstars\na\tb\t6\n", STARS, r"line 2: target '6' is not between 1 and 5"),
+    "not finite": ("t.tsv", "title\tbody\tstars\na\tb\tnan\n", STARS, r"target 'nan' is not between"),
+    "no row": ("t.tsv", "text\tlabel\n", SPAM, r"t\.tsv has no row.*complete"),
+    "nothing at all": ("t.tsv", "", SPAM, r"line 1: no column 'text' in \[\]"),
+    "another encoding": (
+        "t.tsv",
+        "text\tlabel\ncaf\xe9\tno\n".encode("latin-1"),
+        SPAM,
+        r"t\.tsv is no UTF-8 text.*Save it as",
+    ),
+    "an open quote": ("t.csv", 'text,label\n"a,no\n', SPAM, r"t\.csv, line 2: .*quote left open"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path: Path, name: str):
+    file, text, task, says = BAD[name]
+    with pytest.raises(ValueError, match=says):
+        read_file(written(tmp_path, file, text), task)
+
+
+def test_a_line_of_a_quoted_file_is_counted_as_an_editor_counts_it(tmp_path: Path):
+    path = written(tmp_path, "t.csv", 'text,label\n"a\nb",no\nc,maybe\n')
+    with pytest.raises(ValueError, match=r"line 4: label 'maybe'"):
+        read_file(path, SPAM)
+
+
+def test_files_that_are_cut_short_or_no_gzip_at_all(tmp_path: Path):
+    whole = gzip.compress(b"text\tlabel\n" + b"some words\tno\n" * 1000)
+    for content in (whole[: len(whole) // 2], b"plain"):
+        path = tmp_path / "train.tsv.gz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"train\.tsv\.gz is damaged or cut short.*Fetch it again"):
+            read_file(path, SPAM)
+
+
+def test_so_many_malformed_lines_are_left_out_and_counted(tmp_path: Path):
+    path = written(tmp_path, "t.tsv", "text\tlabel\na\nb\tno\nc\n")
+    assert read_file(path, dataclasses.replace(SPAM, malformed=2)).left_out == 2
+    with pytest.raises(ValueError, match="line 4: 1 columns"):
+        read_file(path, dataclasses.replace(SPAM, malformed=1))
+
+
+def test_folders_and_files_that_are_missing_or_double(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder: a task's data is a folder with train\.tsv"):
+        find_file(tmp_path / "nowhere", "train")
+    written(tmp_path, "training.tsv", "x")
+    with pytest.raises(FileNotFoundError, match=r"has no train with one of the suffixes .*there is training\.tsv"):
+        find_file(tmp_path, "train")
+    for name in ("train.tsv", "train.csv.gz"):
+        written(tmp_path, name, "x")
+    with pytest.raises(ValueError, match=r"train\.tsv and train\.csv\.gz, and which is meant"):
+        find_file(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: classes("a.b", ("no", "yes")), "neither a dot nor a slash"),
+        (lambda: classes("a", ("no",)), r"labels=\('no',\) of task 'a': name at least two"),
+        (lambda: classes("a", ("no", "no")), "each once"),
+        (lambda: number("a", text=("x", "y", "z")), "one or two columns"),
+        (lambda: TextTask("a", "text", "label", None, (ACCURACY,)), re.escape("text='text' of task 'a'")),  # type: ignore[arg-type]
+        (lambda: TextTask("a", ("text",), "label", None, ()), "at least one measure"),
+    ],
+)
+def test_tasks_that_cannot_be(make, says: str):
+    with pytest.raises(ValueError, match=says):
+        make()
