@@ -20,6 +20,7 @@ from dtme.bench.training import (
     freeze_trunk,
     optimiser,
     schedule,
+    settle_statistics,
     train,
     weighted,
 )
@@ -139,6 +140,21 @@ def test_a_frozen_trunk_is_left_out(split: Split):
     moved = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith("heads.") for name in moved)
+
+
+def test_statistics_of_batch_norms_are_those_of_the_whole_split(split: Split):
+    run = fresh()
+    go(run, split, 3)
+    momenta = [m.momentum for m in run.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    seen = []
+    hook = run.model.heads["dark"][1].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    settle_statistics(run.model, split, batch=len(split))
+    hook.remove()
+    norm = run.model.heads["dark"][1]
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-4)
+    assert not run.model.training
+    assert [m.momentum for m in run.model.modules() if isinstance(m, torch.nn.BatchNorm2d)] == momenta
 
 
 def test_rows_may_train_at_a_share_of_the_rate(split: Split):

@@ -28,7 +28,7 @@ from dtme.bench.methods import Method
 from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Suite
-from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser
+from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser, settle_statistics
 from dtme.plan import Plan
 
 
@@ -219,6 +219,7 @@ def trained(bench: Bench, name: str) -> nn.Module:
 
 def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, recipe: Recipe, steps: int, report: Report) -> None:
     train_on(bench, name, run, suite.train, recipe, bench.seed, steps, report)
+    settle_statistics(run.model, suite.train)
     metrics = evaluate(run.model, suite.test, run.tasks)
     path = path_of(bench, name, "safetensors")
     with written_whole(path) as temporary:

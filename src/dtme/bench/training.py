@@ -231,6 +231,27 @@ def train(
 
 
 @torch.no_grad()
+def settle_statistics(model: nn.Module, split: Split, *, batch: int = 64) -> None:
+    """Take the means and variances of every batch norm anew, over a whole split.
+
+    What training leaves is an average over its last few batches, whatever images happened to be in them; the noise of that is
+    larger than what methods differ by, and rows of different lengths do not share it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    for start in range(0, len(split), batch):
+        model(split.batch(slice(start, start + batch))["image"])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+@torch.no_grad()
 def predictions(model: nn.Module, split: Split, rows: slice) -> dict[str, Tensor]:
     """What the model gives for some images of a split."""
     model.eval()
