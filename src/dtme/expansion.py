@@ -216,8 +216,10 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
             return f"its {name} is a {type(value).__name__}, which cannot be extended: choose sdpa or eager attention"
     masked = is_causal(block, named) or any("mask" in name and value is not None for name, value in named.items())
     configs = [getattr(inner, "config", None) for inner in block.modules()]
-    if masked and any("flash" in str(getattr(config, "_attn_implementation", "")) for config in configs):
-        return "flash attention cannot show task tokens to every position under a mask: choose sdpa or eager attention"
+    windowed = any(isinstance(getattr(inner, "sliding_window", None), int) for inner in block.modules())
+    if (masked or windowed) and any("flash" in str(getattr(config, "_attn_implementation", "")) for config in configs):
+        limit = "in a window" if windowed else "under a mask"
+        return f"flash attention cannot show task tokens to every position {limit}: choose sdpa or eager attention"
     mask = mask_argument(tuple(named))
     if mask is not None and isinstance(named[mask], Tensor) and named[mask].shape[-1] != length:
         return f"its {mask} {tuple(named[mask].shape)} is not over its {length} tokens"

@@ -132,6 +132,7 @@ REFUSED = {
     "with a mask over other positions": (Block(), {"attention_mask": torch.ones(2, 1, 1, 9)}, "not over its 4 tokens"),
     "flash attention with padding": (Block(config=FLASH), {"attention_mask": torch.ones(2, N)}, "flash attention"),
     "causal flash attention": (Block(config=FLASH, is_causal=True), {}, "flash attention"),
+    "flash attention in a window": (Block(config=FLASH, sliding_window=2), {}, "in a window"),
     "causal without a mask": (Unmasked(is_causal=True), {}, "takes no mask"),
     "biases of its own": (Block(relative_position_bias_table=nn.Parameter(torch.ones(3))), {}, "positions of its own"),
     "positions of an unknown kind": (Block(), {"position_embeddings": torch.ones(2, N, 4)}, "unknown kind"),
