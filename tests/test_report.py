@@ -109,15 +109,21 @@ def test_the_table_names_blocks_ranks_scores_and_the_fiercest_pair(report: dtme.
         "0.567",
         "±",
         "0.050",
+        "-",
         "0.100",
         "±",
         "0.050",
+        "-",
         "a",
         "×",
         "c",
         "0.900",
     ]
     assert len(lines) == 1 + 5 + 1 + 2
+    held_against = dataclasses.replace(report, range_rate=rate, range_chance=rate / 2, null_chance=rate * math.nan)
+    cells = str(held_against).splitlines()[2].split()
+    assert cells[4:12] == ["0.567", "±", "0.050", "0.283", "0.100", "±", "0.050", "-"]
+    assert str(held_against).splitlines()[-1].startswith("Chance: ")
     assert "3 tasks (a, b, c), 9 samples, variance ratio 100, half-widths at 95%." in lines[-2]
     assert lines[-1] == "Not settled by these samples: blocks.3."
     disjoint = dataclasses.replace(

@@ -44,6 +44,26 @@ def token_conflicts(gradients: Float[Tensor, "samples tokens tasks p"], space: T
     return Conflicts(pairs.sum(1), (pairs & (in_range <= 0)).sum(1), (pairs & (in_null <= 0)).sum(1))
 
 
+def mismatched(gradients: Float[Tensor, "samples tokens tasks p"]) -> Float[Tensor, "samples tokens tasks p"]:
+    """The gradients of task k taken from the k-th sample further on: no two tasks' gradients are of one sample any more.
+
+    The null hypothesis beside a rate of conflict: what two tasks' gradients at the same place agree on, or not, whatever the
+    sample. Needs more samples than tasks lie between the two; `comparable` says which pairs that leaves.
+    """
+    return torch.stack([own.roll(-task, 0) for task, own in enumerate(gradients.unbind(2))], 2)
+
+
+def comparable(samples: int, tasks: int) -> Bool[Tensor, "tasks tasks"]:
+    """Which pairs of tasks `mismatched` takes from different samples.
+
+    Example:
+        >>> comparable(2, 3).tolist()
+        [[False, True, False], [True, False, True], [False, True, False]]
+    """
+    place = torch.arange(tasks)
+    return (place.unsqueeze(0) - place.unsqueeze(1)) % samples != 0
+
+
 def unit_size(gradients: Float[Tensor, "*batch p"]) -> tuple[Float[Tensor, "*batch p"], Bool[Tensor, "*batch"]]:
     """Each gradient over its own largest magnitude, and whether it is not exactly zero.
 

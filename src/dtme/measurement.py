@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtme._shapes import Float, Int
 from dtme.capture import Capture
-from dtme.conflict import Conflicts, token_conflicts
+from dtme.conflict import Conflicts, comparable, mismatched, token_conflicts
 from dtme.processes import Processes
 from dtme.rates import BlockScores, RateSums, Reservoir, disjoint_rate, normal_quantile
 from dtme.report import ConflictReport
@@ -29,6 +29,7 @@ class Found:
         scores: Per space, each sample's mean rate over the pairs, block by block; NaN where no pair could be compared.
         present: The tasks, as places among all tasks.
         conflicts: Per block, what was counted.
+        chance: Per block, what was counted between the gradients of different samples, at the same places.
         valid: Per block and sample, how many tokens are no padding.
         sums: Per task that may have to be compared on inputs of its own and block, the gradients summed over the tokens.
     """
@@ -37,6 +38,7 @@ class Found:
     scores: tuple[Float[Tensor, "samples blocks"], ...]
     present: list[int]
     conflicts: dict[str, Conflicts]
+    chance: dict[str, Conflicts]
     valid: dict[str, Int[Tensor, " samples"]]
     sums: dict[str, dict[str, Float[Tensor, "samples p"]]]
 
@@ -54,6 +56,7 @@ class Measurement:
         self.tasks, self.blocks, self.spaces, self.confidence = tasks, blocks, spaces, confidence
         self.samples = 0
         self.rates = {name: RateSums(len(tasks)) for name in blocks}
+        self.chance = {name: RateSums(len(tasks)) for name in blocks}
         self.scores = [BlockScores(len(blocks)), BlockScores(len(blocks))]
         self.apart: dict[str, dict[str, Reservoir]] = {
             task: {name: Reservoir(DISJOINT_SAMPLES) for name in blocks} for task in tasks
@@ -62,12 +65,13 @@ class Measurement:
     def find(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> Found:
         """What the token gradients of one batch say; nothing is added yet."""
         present = [place for place, task in enumerate(self.tasks) if task in gradients]
-        conflicts, valid, shares = {}, {}, []
+        conflicts, chance, valid, shares = {}, {}, {}, []
         for name in self.blocks:
             entry = caught.entries[name]
             stacked = torch.stack([gradients[self.tasks[place]][name] for place in present], dim=2)
             valid[name] = torch.full((len(stacked),), stacked.shape[1]) if entry.valid is None else entry.valid.sum(1)
             conflicts[name] = token_conflicts(stacked, self.spaces[name])
+            chance[name] = _chance(stacked, self.spaces[name])
             counted = conflicts[name].counted.to(torch.float64)
             both = torch.stack([conflicts[name].in_range, conflicts[name].in_null]) / counted
             shares.append(both.flatten(2).nanmean(2))
@@ -78,7 +82,7 @@ class Measurement:
             }
             for place in present
         }
-        return Found(caught.samples(), scores, present, conflicts, valid, sums)
+        return Found(caught.samples(), scores, present, conflicts, chance, valid, sums)
 
     def count(self, samples: int, scores: Sequence[Float[Tensor, "samples blocks"]]) -> None:
         """Take note of a batch of any process: what tells when to stop."""
@@ -90,6 +94,7 @@ class Measurement:
         """Add what a batch of this process says."""
         for name in self.blocks:
             self.rates[name].add(found.conflicts[name], found.present, found.valid[name])
+            self.chance[name].add(found.chance[name], found.present, found.valid[name])
         self._keep_sums(found)
 
     def _keep_sums(self, found: Found) -> None:
@@ -109,7 +114,8 @@ class Measurement:
 
     def total(self, processes: Processes) -> None:
         """Add up what all processes have found, in each of them."""
-        tensors = [tensor for name in self.blocks for tensor in self.rates[name].sums()]
+        sums = (of[name] for of in (self.rates, self.chance) for name in self.blocks)
+        tensors = [tensor for own in sums for tensor in own.sums()]
         flat = processes.total(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
@@ -152,6 +158,8 @@ class Measurement:
                     rate, error = self._disjoint(first, second, name)
                     rates[place, :, i, j] = rates[place, :, j, i] = rate
                     errors[place, :, i, j] = errors[place, :, j, i] = error
+        chance = torch.stack([self.chance[name].rates_or_nan() for name in self.blocks])
+        chance_errors = torch.stack([self.chance[name].errors() for name in self.blocks])
         return ConflictReport(
             tasks=self.tasks,
             blocks=self.blocks,
@@ -167,6 +175,10 @@ class Measurement:
             variance_ratio=variance_ratio,
             level=level,
             undecided=() if self.confidence is None else self._undecided(),
+            range_chance=chance[:, 0],
+            null_chance=chance[:, 1],
+            range_chance_halfwidth=quantile * chance_errors[:, 0],
+            null_chance_halfwidth=quantile * chance_errors[:, 1],
         )
 
     def _disjoint(self, first: str, second: str, block: str) -> tuple[Tensor, Tensor]:
@@ -177,6 +189,13 @@ class Measurement:
                 f"task {missing!r} gave no gradient that is not zero at block {block!r}: nothing to compare it by."
             )
         return disjoint_rate(rows[0], rows[1], self.spaces[block])
+
+
+def _chance(gradients: Float[Tensor, "samples tokens tasks p"], space: TokenSpace) -> Conflicts:
+    """What is counted where each task's gradients are those of another sample."""
+    found = token_conflicts(mismatched(gradients), space)
+    apart = comparable(len(gradients), gradients.shape[2]).to(found.counted.device)
+    return Conflicts(found.counted * apart, found.in_range * apart, found.in_null * apart)
 
 
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:

@@ -75,6 +75,11 @@ class RateSums:
         """Rates in range and null space; 0 where nothing was counted."""
         return self.conflicting / self.counted.clamp_min(1)
 
+    def rates_or_nan(self) -> Float[Tensor, "2 tasks tasks"]:
+        """Rates in range and null space; not a number where nothing was counted, 0 on the diagonal."""
+        rates = torch.where(self.counted > 0, self.rates(), math.nan)
+        return rates.masked_fill(torch.eye(len(self.samples), dtype=torch.bool), 0.0)
+
     def errors(self) -> Float[Tensor, "2 tasks tasks"]:
         """Standard errors of the rates; infinite where fewer than two samples could be compared, 0 on the diagonal."""
         rates = self.rates()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMAT = "dtme.report"
 Select = Literal["conflict", "random", "reversed", "swapped"]
 _TENSORS = ("range_rate", "null_rate", "range_halfwidth", "null_halfwidth")
+_CHANCE = ("range_chance", "null_chance", "range_chance_halfwidth", "null_chance_halfwidth")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ class ConflictReport:
         level: Confidence level of the half-widths.
         undecided: Blocks whose place in the default plan the samples did not settle, where `confidence` was asked for.
         flops: FLOPs of the plain model on the first batch, or why they could not be counted.
+        range_chance: The null hypothesis beside `range_rate`: the rate between the two tasks' gradients at the same token of
+            different samples. Not a number for pairs that share no input; `None` in reports of earlier versions.
+        null_chance: The same beside `null_rate`.
+        range_chance_halfwidth: Half-width of the confidence interval of `range_chance`.
+        null_chance_halfwidth: Half-width of the confidence interval of `null_chance`.
     """
 
     tasks: tuple[str, ...]
@@ -63,6 +69,10 @@ class ConflictReport:
     level: float
     undecided: tuple[str, ...] = ()
     flops: ModelFlops | str = "this report is none of an analysis that counted FLOPs."
+    range_chance: Float[Tensor, "blocks tasks tasks"] | None = None
+    null_chance: Float[Tensor, "blocks tasks tasks"] | None = None
+    range_chance_halfwidth: Float[Tensor, "blocks tasks tasks"] | None = None
+    null_chance_halfwidth: Float[Tensor, "blocks tasks tasks"] | None = None
 
     def range_score(self) -> Float[Tensor, " blocks"]:
         """Mean rate over the pairs of tasks, in the range space: what modulators are placed by."""
@@ -71,6 +81,14 @@ class ConflictReport:
     def null_score(self) -> Float[Tensor, " blocks"]:
         """Mean rate over the pairs of tasks, in the null space: what task tokens are placed by."""
         return _pair_mean(self.null_rate)
+
+    def range_chance_score(self) -> Float[Tensor, " blocks"] | None:
+        """Mean of `range_chance` over the pairs that have one; what `range_score` is held against."""
+        return None if self.range_chance is None else _known_mean(self.range_chance)
+
+    def null_chance_score(self) -> Float[Tensor, " blocks"] | None:
+        """Mean of `null_chance` over the pairs that have one; what `null_score` is held against."""
+        return None if self.null_chance is None else _known_mean(self.null_chance)
 
     def plan(
         self,
@@ -188,14 +206,16 @@ class ConflictReport:
         data = read_json(read_text(Path(path)), FORMAT, str(path))
         try:
             data.setdefault("flops", cls.flops)  # of a report written before FLOPs were counted
+            data = {**dict.fromkeys(_CHANCE), **data}  # or before chance was measured
             values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
             report = cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: a field of the report is missing or malformed ({error}).") from error
         shape = (len(report.blocks), len(report.tasks), len(report.tasks))
-        for name in _TENSORS:
-            if getattr(report, name).shape != shape:
-                raise ValueError(f"{path}: {name} has shape {tuple(getattr(report, name).shape)}, expected {shape}.")
+        for name in (*_TENSORS, *_CHANCE):
+            found = getattr(report, name)
+            if found is not None and found.shape != shape:
+                raise ValueError(f"{path}: {name} has shape {tuple(found.shape)}, expected {shape}.")
         return report
 
     def plot(self) -> Figure:
@@ -225,26 +245,34 @@ class ConflictReport:
         return cost_steps(self, steps, self.plan(fraction=fraction, expansion=expansion))
 
     def __str__(self) -> str:
-        """A table: per block the rank, both scores with their half-widths, and the pair that conflicts most."""
+        """A table: per block the rank, both scores with half-widths and chance, and the pair that conflicts most."""
         name = max(len("block"), *(len(block) for block in self.blocks))
-        lines = [f"{'block':<{name}}  {'rank':>9}  {'range score':>14}  {'null score':>14}  fiercest pair (range)"]
-        halfwidths = {"range": _mean_halfwidth(self.range_halfwidth), "null": _mean_halfwidth(self.null_halfwidth)}
+        lines = [
+            f"{'block':<{name}}  {'rank':>9}  {'range score':>14}  chance  {'null score':>14}  chance  fiercest pair (range)"
+        ]
+        spaces = (
+            (self.range_score(), _mean_halfwidth(self.range_halfwidth), self.range_chance_score()),
+            (self.null_score(), _mean_halfwidth(self.null_halfwidth), self.null_chance_score()),
+        )
         for place, block in enumerate(self.blocks):
             rates = self.range_rate[place].triu(1)
             first, second = divmod(int(rates.argmax()), len(self.tasks))
-            cells = [
-                f"{score[place]:.3f} ± {halfwidths[space][place]:.3f}"
-                for space, score in (("range", self.range_score()), ("null", self.null_score()))
-            ]
+            cells = []
+            for score, halfwidth, chance in spaces:
+                known = chance is not None and bool(chance[place].isfinite())
+                cells.append(f"{score[place]:.3f} ± {halfwidth[place]:.3f}".rjust(14))
+                cells.append(f"{chance[place]:.3f}".rjust(6) if chance is not None and known else "     -")
             rank = f"{self.range_rank[place]} / {self.widths[place]}"
             fiercest = f"{self.tasks[first]} × {self.tasks[second]}  {float(rates.max()):.3f}"
-            lines.append(f"{block:<{name}}  {rank:>9}  {cells[0]:>14}  {cells[1]:>14}  {fiercest}")
+            lines.append(f"{block:<{name}}  {rank:>9}  {'  '.join(cells)}  {fiercest}")
         disjoint = any("disjoint" in row for row in self.pairing)
         lines += [
             "",
             f"{len(self.tasks)} tasks ({', '.join(self.tasks)}), {self.samples} samples, variance ratio {self.variance_ratio:g}, "
             f"half-widths at {self.level:.0%}{'; some pairs share no input' if disjoint else ''}.",
         ]
+        if self.range_chance is not None:
+            lines.append("Chance: the rate between gradients at the same token of different samples.")
         if self.undecided:
             lines.append(f"Not settled by these samples: {', '.join(self.undecided)}.")
         return "\n".join(lines)
@@ -253,6 +281,11 @@ class ConflictReport:
 def _pair_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
     tasks = rate.shape[-1]
     return rate.sum((1, 2)) / (tasks * (tasks - 1))
+
+
+def _known_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
+    first, second = torch.triu_indices(*rate.shape[1:], offset=1)
+    return rate[:, first, second].nanmean(1)
 
 
 def _mean_halfwidth(halfwidth: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
@@ -268,8 +301,9 @@ def _finite(value: Any) -> Any:
 
 
 def _restored(name: str, value: Any) -> Any:
-    if name in _TENSORS:
-        return torch.tensor(_infinite(value), dtype=torch.float64)
+    if name in _TENSORS or (name in _CHANCE and value is not None):
+        missing = math.nan if name in ("range_chance", "null_chance") else math.inf
+        return torch.tensor(_filled(value, missing), dtype=torch.float64)
     if name == "pairing":
         return tuple(tuple(row) for row in value)
     if name == "flops":
@@ -277,7 +311,7 @@ def _restored(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _infinite(value: Any) -> Any:
+def _filled(value: Any, missing: float) -> Any:
     if isinstance(value, list):
-        return [_infinite(item) for item in value]
-    return math.inf if value is None else value
+        return [_filled(item, missing) for item in value]
+    return missing if value is None else value

@@ -52,7 +52,8 @@ def conflict_maps(report: ConflictReport) -> Figure:
     rates = {space: _rows(getattr(report, f"{space}_rate"))[:, first, second] for space, _, _ in _SPACES}
     widths = {space: _rows(getattr(report, f"{space}_halfwidth"))[:, first, second] for space, _, _ in _SPACES}
     scale = _scale(np.concatenate(list(rates.values())), 20)
-    reach = _reach(rates, widths)
+    chance = {space: _chance_of(report, space) for space, _, _ in _SPACES}
+    reach = _reach(rates, widths, chance)
 
     written = len(report.blocks) <= _MOST_WRITTEN[0] and len(pairs) <= _MOST_WRITTEN[1]
     prefix, blocks = without_common_prefix([ellipsis(name, 40) for name in report.blocks])
@@ -80,7 +81,7 @@ def conflict_maps(report: ConflictReport) -> Figure:
         if written:
             _write_cells(axes, rates[space], widths[space], scale)
         beside = panel(figure, start + left + map_width + 0.12, top, _SCORE_WIDTH - 0.05, map_height)
-        _draw_scores(beside, rates[space].mean(1), widths[space].mean(1), scale, reach)
+        _draw_scores(beside, rates[space].mean(1), widths[space].mean(1), chance[space], scale, reach)
         figure.text(
             *_at(figure, start + left, 0.12),
             heading,
@@ -117,9 +118,9 @@ def _scale(rates: Rates, steps: int) -> Normalize:
     return Normalize(low / steps, high / steps)
 
 
-def _reach(rates: dict[str, Rates], widths: dict[str, Rates]) -> tuple[float, float]:
-    """The range of the scores and their intervals, the same for both spaces."""
-    ends = []
+def _reach(rates: dict[str, Rates], widths: dict[str, Rates], chance: dict[str, Rates]) -> tuple[float, float]:
+    """The range of the scores, their intervals and chance, the same for both spaces."""
+    ends = [level[np.isfinite(level)] for level in chance.values()]
     for space, rate in rates.items():
         spread = np.where(np.isfinite(widths[space]), widths[space], 0.0).mean(1)
         ends += [rate.mean(1) - spread, rate.mean(1) + spread]
@@ -162,8 +163,16 @@ def _halfwidth(width: float, digits: int = 2) -> str:
     return f"±{width:.{digits}f}".replace("±0.", "±.") if math.isfinite(width) else "±?"
 
 
-def _draw_scores(axes: Axes, scores: Rates, widths: Rates, scale: Normalize, reach: tuple[float, float]) -> None:
-    """A dot with its interval per block, and its numbers."""
+def _chance_of(report: ConflictReport, space: str) -> Rates:
+    """What the score of every block is held against, not a number where that was not measured."""
+    score = report.range_chance_score() if space == "range" else report.null_chance_score()
+    return np.full(len(report.blocks), math.nan) if score is None else _rows(score)
+
+
+def _draw_scores(
+    axes: Axes, scores: Rates, widths: Rates, chance: Rates, scale: Normalize, reach: tuple[float, float]
+) -> None:
+    """A dot with its interval per block, its numbers, and a diamond at chance."""
     low, high = reach
     rows = np.arange(len(scores)) + 0.5
     known = np.isfinite(scores)
@@ -171,6 +180,7 @@ def _draw_scores(axes: Axes, scores: Rates, widths: Rates, scale: Normalize, rea
     axes.set(xlim=(low, low + (high - low) * _SCORE_WIDTH / 0.95), ylim=(len(scores), 0))  # the rest is for numbers
     axes.hlines(rows, low, high, color=FAINT, linewidth=1)
     axes.hlines(rows[known], (scores - spread)[known], (scores + spread)[known], color=INK, linewidth=1.4)
+    axes.scatter(chance, rows, s=20, marker="D", facecolors="none", edgecolors=MUTED, linewidths=0.9, zorder=2)
     style = {"s": 26, "edgecolors": INK, "linewidths": 0.8, "zorder": 3}
     axes.scatter(scores[known], rows[known], c=scores[known], cmap=RATES, norm=scale, **style)
     for row, score, width in zip(rows, scores, widths, strict=True):
@@ -197,6 +207,8 @@ def _draw_key(
     finite = np.concatenate([width[np.isfinite(width)] for width in widths.values()])
     largest = f"the largest is {_halfwidth(float(finite.max()))}" if finite.size else "none could be estimated"
     lines = [f"± half-width at {report.level:.0%}, {report.samples} samples; {largest}"]
+    if report.range_chance is not None:
+        lines.append("◇ chance: the same between gradients of different samples")
     if any("disjoint" in row for row in report.pairing):
         lines.append("some pairs share no input and are compared by sums over samples")
     if report.undecided:
