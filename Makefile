@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test zoo overhead tables lint clean
+.PHONY: setup demo test zoo overhead tables bench lint clean
 
 setup: .venv/.ready-test
 
@@ -23,6 +23,10 @@ overhead: .venv/.ready-test
 # The tables of README and docs, from the committed results.
 tables: .venv/.ready-test
 	$(BIN)/python benchmarks/tables.py
+
+# Speed and memory as ratios, against results/speed.json; fails where one is worse by more than 15 %.
+bench: .venv/.ready-test
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.ready-test
 	$(BIN)/ruff check src tests examples benchmarks

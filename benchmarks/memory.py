@@ -1,0 +1,29 @@
+"""Peaks of memory: of the analysis and of streams against a training step."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import dtme
+from benchmarks.clock import peak_bytes
+from benchmarks.passes import published
+from benchmarks.subject import TASKS, Size, last_half, step, task_losses
+
+
+def of_analysis(size: Size) -> float:
+    """The peak of an analysis over that of a training step on the same batch."""
+    model, batches = size.model(), [size.batch(seed) for seed in range(2)]
+    analysis = peak_bytes(lambda: dtme.analyze(model, task_losses, batches))
+    return analysis / peak_bytes(lambda: step(model, batches[0]))
+
+
+def of_streams(size: Size) -> dict[str, float]:
+    """The peak of a training step with K streams over the plain one, by where they part."""
+    model, batch = size.model(), size.batch()
+    plain = peak_bytes(lambda: step(model, batch))
+    plans = {"from the first block": published(model), "from half way": dtme.Plan(TASKS, modulate=last_half(model))}
+    return {
+        where: peak_bytes(partial(step, dtme.apply(copy.deepcopy(model), plan), batch)) / plain
+        for where, plan in plans.items()
+    }

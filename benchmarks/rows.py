@@ -1,0 +1,126 @@
+"""The table of ratios: rows, the file they are committed in, and what counts as worse than it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import dtme
+from benchmarks.clock import Middle
+
+SLACK = 1.15
+"""How many times worse a ratio may be than the committed one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ratio.
+
+    Attributes:
+        group: What it is about.
+        what: One thing / another.
+        ratio: Median and quartiles.
+        at_most: What it is to stay below, where small is good.
+        at_least: What it is to stay above, where large is good.
+    """
+
+    group: str
+    what: str
+    ratio: Middle
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes it the same ratio as one measured before: figures in brackets do not."""
+        return f"{self.group}: {self.what.partition(' (')[0]}"
+
+    @property
+    def wanted(self) -> str:
+        """The limit, in words."""
+        if self.at_most is not None:
+            return f"≤ {self.at_most:.2f}"
+        return f"≥ {self.at_least:g}" if self.at_least else ""
+
+
+def regressions(measured: Iterable[Row], committed: Iterable[Row]) -> list[str]:
+    """The ratios that are worse than the committed ones by more than the slack."""
+    before = {row.key: row.ratio.value for row in committed}
+    worse = []
+    for row in measured:
+        old, new = before.get(row.key), row.ratio.value
+        if old is not None and (new > SLACK * old if row.at_most is not None else new < old / SLACK):
+            worse.append(f"{row.group}, {row.what}: {new:.3f}, committed {old:.3f}")
+    return worse
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A table in Markdown."""
+    lines = ["| | ratio | measured | quartiles | wanted |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        spread = f"{row.ratio.low:.2f} to {row.ratio.high:.2f}" if row.ratio.low < row.ratio.high else ""
+        lines.append(f"| {row.group} | {row.what} | {row.ratio.value:.2f} | {spread} | {row.wanted} |")
+    return "\n".join(lines)
+
+
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows with the machine and the versions they were measured with."""
+    machine = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} CPU cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    data = {
+        "command": "python -m benchmarks --record",
+        "hardware": machine,
+        "clock": "wall" if torch.cuda.is_available() else "processor time, one thread",
+        "versions": {"torch": torch.__version__, "dtme": dtme.__version__, "python": platform.python_version()},
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a file that `save` wrote."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [Row(**{**row, "ratio": Middle(**row["ratio"])}) for row in rows]
+
+
+def page(root: Path) -> str:
+    """docs/speed.md, from what lies in results/."""
+    text = (root / "benchmarks/speed.md.in").read_text(encoding="utf-8")
+    for name in ("speed", "speed-cuda"):
+        path = root / f"results/{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+            text += f"\n## {data['hardware']}\n\n{data['clock']}; {versions}.\n\n{table(load(path))}\n"
+    path = root / "results/stopping.json"
+    return text + (stopping(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "")
+
+
+def stopping(found: dict[str, dict[str, float]]) -> str:
+    """What `benchmarks/stopping.py` found."""
+    lines = [
+        "",
+        "## When an analysis stops",
+        "",
+        '`confidence=0.95`, 200 draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks that all',
+        "training samples give, or one within the tolerance of 0.01 of it.",
+        "",
+        "| suite | training samples | samples taken, median | most | right | the very same choice |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for suite, own in found.items():
+        lines.append(
+            f"| {suite} | {own['training_samples']} | {own['samples_median']:.0f} ({own['share_median']:.1%}) | "
+            f"{own['samples_most']} ({own['share_most']:.1%}) | {own['same_or_within_tolerance']:.1%} | "
+            f"{own['same_choice']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"

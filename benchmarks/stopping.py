@@ -1,0 +1,226 @@
+"""Early stopping, drawn again and again: how many samples `confidence=0.95` takes, and whether it picks what all data pick.
+
+    python benchmarks/stopping.py scenes
+    python benchmarks/stopping.py nuclei --data dsb2018_nuclei.tar
+
+A small vision transformer learns the suite's tasks for a few hundred steps. The conflicts of every training sample are
+counted once, in the token spaces of all samples and in those of some draws of 256, as an early stop uses them. Then each draw
+takes the samples in an order of its own, batch by batch, until the analysis says that the choice of blocks is settled, and its
+default plan is held against that of all samples. A plan is within the tolerance where no block it leaves out beats one it
+takes by more than `dtme.rates.TIE`, by the scores of all samples. Writes results/stopping.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dtme
+from dtme.bench.experiment import Bench
+from dtme.bench.model import build
+from dtme.bench.recipe import PLATEAU
+from dtme.bench.suite import Split, Suite
+from dtme.bench.training import Run, optimiser, task_losses, train
+from dtme.blocks import find_blocks
+from dtme.capture import capture
+from dtme.conflict import Conflicts
+from dtme.gradients import token_gradients
+from dtme.measurement import Found, Measurement
+from dtme.rates import TIE
+from dtme.report import ConflictReport
+from dtme.token_space import TokenSpace, second_moment, token_space
+
+RESULT = Path(__file__).parents[1] / "results/stopping.json"
+LEVEL, RATIO, MOMENT_SAMPLES = 0.95, 100.0, 256
+BATCH = 16
+
+
+def trained(suite: Suite, steps: int) -> torch.nn.Module:
+    """A small multi-task model after some steps of plain training."""
+    recipe = replace(PLATEAU, warmup=steps // 10)
+    model = build(suite.tasks, recipe, seed=0)
+    run = Run(model, suite.tasks, optimiser(model, recipe))
+    train(run, suite.train, recipe, seed=0, steps=steps, until=steps, advance=lambda done: None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def moments(model: torch.nn.Module, split: Split, rows: Tensor) -> dict[str, Tensor]:
+    """The second moment of the tokens that enter each block, over some rows."""
+    sums: dict[str, Tensor] = {}
+    with torch.no_grad(), capture(find_blocks(model), differentiable=False) as caught:
+        for chosen in rows.split(64):
+            caught.clear()
+            model(split.batch(chosen)["image"])
+            for name, entry in caught.entries.items():
+                sums[name] = sums.get(name, 0.0) + second_moment(entry.tokens)
+    return sums
+
+
+def conflicts(
+    model: torch.nn.Module, suite: Suite, spaces: list[dict[str, TokenSpace]], report: Any
+) -> list[tuple[Measurement, Found]]:
+    """What every training sample says, in each of some token spaces: one pass over the split."""
+    tasks, blocks = tuple(task.name for task in suite.tasks), find_blocks(model)
+    measured = [Measurement(tasks, tuple(blocks), own, LEVEL) for own in spaces]
+    found: list[list[Found]] = [[] for _ in spaces]
+    with capture(blocks, differentiable=True) as caught:
+        for number, chosen in enumerate(torch.arange(len(suite.train)).split(64)):
+            caught.clear()
+            losses = task_losses(model, suite.train.batch(chosen), suite.tasks)
+            gradients = token_gradients(losses, caught, number)
+            for own, kept in zip(measured, found, strict=True):
+                kept.append(own.find(gradients, caught))
+            report(f"samples {min((number + 1) * 64, len(suite.train))} of {len(suite.train)}")
+    return [(own, _joined(kept)) for own, kept in zip(measured, found, strict=True)]
+
+
+def _joined(found: list[Found]) -> Found:
+    first = found[0]
+    return Found(
+        samples=sum(own.samples for own in found),
+        scores=tuple(torch.cat([own.scores[space] for own in found]) for space in range(2)),
+        present=first.present,
+        conflicts={
+            name: Conflicts(
+                *(
+                    torch.cat([getattr(own.conflicts[name], field) for own in found])
+                    for field in Conflicts.__annotations__
+                )
+            )
+            for name in first.conflicts
+        },
+        valid={name: torch.cat([own.valid[name] for own in found]) for name in first.valid},
+        sums={},
+    )
+
+
+def _rows(found: Found, rows: Tensor) -> Found:
+    """What some of the samples say."""
+    return Found(
+        samples=len(rows),
+        scores=tuple(scores[rows] for scores in found.scores),
+        present=found.present,
+        conflicts={
+            name: Conflicts(*(getattr(own, field)[rows] for field in Conflicts.__annotations__))
+            for name, own in found.conflicts.items()
+        },
+        valid={name: tokens[rows] for name, tokens in found.valid.items()},
+        sums={},
+    )
+
+
+def drawn(model: torch.nn.Module, like: Measurement, found: Found, order: Tensor) -> tuple[ConflictReport, bool]:
+    """An analysis that takes the samples in an order, until it is settled or they end; and whether it was settled."""
+    measured = Measurement(like.tasks, like.blocks, like.spaces, LEVEL)
+    for rows in order.split(BATCH):
+        batch = _rows(found, rows)
+        measured.count(batch.samples, batch.scores)
+        measured.add(batch)
+        if measured.settled():
+            break
+    width = next(iter(like.spaces.values())).basis.shape[0]
+    return measured.report(dict.fromkeys(like.blocks, width), RATIO), measured.settled()
+
+
+def within(report: ConflictReport, whole: ConflictReport, tolerance: float) -> bool:
+    """Whether no block that the default plan leaves out beats one it takes by more than a tolerance, by all samples."""
+    plan = report.plan()
+    for chosen, scores in ((plan.modulate, whole.range_score()), (plan.expand, whole.null_score())):
+        taken = torch.tensor([name in chosen for name in whole.blocks])
+        if float(scores[~taken].max() - scores[taken].min()) > tolerance:
+            return False
+    return True
+
+
+def analysed(model: torch.nn.Module, suite: Suite) -> int:
+    """How many samples `analyze` itself takes, to hold the draws against."""
+    order = torch.randperm(len(suite.train), generator=torch.Generator().manual_seed(1000))
+    batches = [suite.train.batch(rows) for rows in order.split(BATCH)]
+    return dtme.analyze(model, partial(task_losses, tasks=suite.tasks), batches, confidence=LEVEL).samples
+
+
+def measure(suite: Suite, steps: int, draws: int, spaces: int, report: Any) -> dict[str, Any]:
+    """The figures of one suite."""
+    torch.manual_seed(0)
+    report("training")
+    model = trained(suite, steps)
+    count = len(suite.train)
+    few = [
+        torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MOMENT_SAMPLES] for seed in range(spaces)
+    ]
+    own_spaces = [
+        {name: token_space(moment, RATIO) for name, moment in moments(model, suite.train, rows).items()}
+        for rows in (torch.arange(count), *few)
+    ]
+    (like, found), *early = conflicts(model, suite, own_spaces, report)
+    like.count(found.samples, found.scores)
+    like.add(found)
+    whole = like.report(dict.fromkeys(like.blocks, PLATEAU.width), RATIO)
+    taken, same, tolerated, settled = [], 0, 0, 0
+    for draw in range(draws):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 + draw))
+        early_report, was_settled = drawn(model, *early[draw % spaces], order)
+        plan, wanted = early_report.plan(), whole.plan()
+        taken.append(early_report.samples)
+        same += plan.modulate.keys() == wanted.modulate.keys() and plan.expand.keys() == wanted.expand.keys()
+        tolerated += within(early_report, whole, TIE)
+        settled += was_settled
+    return {
+        "training_samples": count,
+        "training_steps": steps,
+        "draws": draws,
+        "samples_median": statistics.median(taken),
+        "samples_most": max(taken),
+        "samples_of_one_analysis": analysed(model, suite),
+        "share_median": statistics.median(taken) / count,
+        "share_most": max(taken) / count,
+        "settled": settled / draws,
+        "same_choice": same / draws,
+        "same_or_within_tolerance": tolerated / draws,
+        "tolerance": TIE,
+        "range_score": [round(float(score), 4) for score in whole.range_score()],
+        "null_score": [round(float(score), 4) for score in whole.null_score()],
+        "deviation": [[round(float(v), 4) for v in scores.std(0)] for scores in found.scores],
+    }
+
+
+def main() -> None:
+    """Measure one suite, print, and write the result beside those of the others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=("scenes", "nuclei"))
+    parser.add_argument("--data", type=Path, help="dsb2018_nuclei.tar, for nuclei")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="training steps before the analysis (default: %(default)s)"
+    )
+    parser.add_argument("--draws", type=int, default=200, help="repetitions (default: %(default)s)")
+    parser.add_argument(
+        "--spaces", type=int, default=4, help="draws of 256 samples for the token space (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULT, help="where the result goes (default: results/stopping.json)"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    suite = Bench(options.suite, PLATEAU, Path("runs"), options.data).load()
+    shown = partial(print, end="\r", flush=True)
+    found = measure(suite, options.steps, options.draws, options.spaces, shown)
+    print(json.dumps(found, indent=2))
+    whole = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    whole[options.suite] = {**found, "hardware": platform.machine(), "torch": torch.__version__}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What an analysis and a training step with streams hold at one time, against a plain training step; and checkpointing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import timm
+import torch
+from benchmarks.clock import Live, peak_bytes
+from torch import Tensor, nn
+
+import dtme
+from dtme.blocks import find_blocks
+
+TASKS = ("depth", "edges", "normals", "semseg")
+
+
+class Vit(nn.Module):
+    """Eight blocks of 64 channels on 65 tokens: activations, not parameters, are what takes memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        trunk: Any = timm.create_model(
+            "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=64, depth=8, num_heads=4, num_classes=0
+        )
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in TASKS})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        tokens = self.trunk.forward_features(images)
+        return {task: head(tokens) for task, head in self.heads.items()}
+
+
+def losses(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    return {task: (place + 1 - out).square().mean() for place, (task, out) in enumerate(model(images).items())}
+
+
+def step(model: nn.Module, images: Tensor) -> None:
+    torch.stack(list(losses(model, images).values())).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.fixture
+def model() -> Vit:
+    torch.manual_seed(0)
+    return Vit()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_live_bytes_of_a_few_operations():
+    x = torch.ones(1000)
+    with Live() as live:
+        y = 2 * x
+        z = y.view(10, 100) + 1
+        del y
+        w = 3 * z
+        del w, z
+        kept = x + 1
+    assert (live.most, live.now) == (8000, 4000)
+    del kept
+    assert live.now == 0
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_an_analysis_peaks_below_a_training_step(model: Vit, images: Tensor, batches: int):
+    plain = peak_bytes(partial(step, model, images))
+    assert peak_bytes(lambda: dtme.analyze(model, losses, [images] * batches)) <= plain
+
+
+def activations(model: nn.Module, images: Tensor) -> int:
+    """The peak of a training step without the gradients of the parameters."""
+    return peak_bytes(partial(step, model, images)) - sum(4 * parameter.numel() for parameter in model.parameters())
+
+
+ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.25}
+"""A modulator keeps the tokens it is given for its own gradient, an update its inner product; task tokens are tokens more."""
+
+
+@pytest.mark.parametrize(("first", "kind"), [(0, "modulate"), (4, "modulate"), (4, "expand"), (6, "adapt")])
+def test_streams_take_about_their_number_of_activations(model: Vit, images: Tensor, first: int, kind: Any):
+    blocks = list(find_blocks(model))
+    plain = activations(model, images)
+    dtme.apply(model, dtme.Plan(TASKS, **{kind: dict.fromkeys(blocks[first:], TASKS)}))
+    share = (len(blocks) - first) / len(blocks)
+    assert activations(model, images) <= plain * (1 - share + share * len(TASKS) * ROOM[kind])
+
+
+def test_checkpointing_lets_streams_go_and_changes_no_gradient(model: Vit, images: Tensor):
+    blocks = list(find_blocks(model))
+    dtme.apply(model, dtme.Plan(TASKS, dict.fromkeys(blocks[2:], TASKS), dict.fromkeys(blocks[4:], TASKS)))
+    found = []
+    for checkpointing in (False, True):
+        model.trunk.set_grad_checkpointing(checkpointing)
+        torch.stack(list(losses(model, images).values())).sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        model.zero_grad(set_to_none=True)
+    for kept, repeated in zip(*found, strict=True):
+        torch.testing.assert_close(kept, repeated)
+    model.trunk.set_grad_checkpointing(False)
+    whole = peak_bytes(partial(step, model, images))
+    model.trunk.set_grad_checkpointing(True)
+    assert peak_bytes(partial(step, model, images)) < 0.7 * whole
