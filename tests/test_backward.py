@@ -75,14 +75,17 @@ def test_the_faster_way_goes_on(monkeypatch: pytest.MonkeyPatch, one: float, tog
     assert taken == ["one by one"] * 2 + ["batched"] * 2 + [expected] * 3
 
 
-def test_no_choice_with_a_sharded_model_or_inputs_apart():
+def test_no_choice_with_a_sharded_model_or_inputs_apart_or_many_tokens():
     x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    sharded, apart = BackwardPasses(alone=False), BackwardPasses()
+    z = torch.ones(2**16 + 1, requires_grad=True)
+    sharded, apart, many = BackwardPasses(alone=False), BackwardPasses(), BackwardPasses()
     for _ in range(5):
+        many([z.sum(), 2 * z.sum()], [[z], [z]])
         sharded([x.sum(), 2 * x.sum()], [[x], [x]])
         apart([x.sum(), 2 * y.sum()], [[x], [y]])
     assert not sharded.seconds
     assert not apart.seconds
+    assert not many.seconds
 
 
 def test_an_analysis_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,8 @@
 """Backward passes of an analysis: one per task, or one batched over the tasks where that is measured to be faster.
 
 A batched pass (`is_grads_batched`) starts every kernel once instead of K times. It wins where starting them is what costs:
-small blocks, few samples, recomputed checkpoints. Both give the same gradients but for rounding, and neither touches a parameter.
+small blocks and few samples. With much to compute it wins nothing and needs more memory, so there it is not tried. Both
+ways give the same gradients but for rounding, and neither touches a parameter.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ Found = list[tuple[Tensor | None, ...]]
 """Per task the gradients by the inputs; `None` where the loss does not depend on one."""
 
 MARGIN = 0.9
-"""A batched pass holds the gradients of all tasks at once, so it has to be faster by more than what timing is worth."""
+"""A batched pass has to be faster by more than what timing is worth."""
+
+FEW = {"cpu": 2**14, "cuda": 2**20}
+"""Numbers in the tokens of a block, up to which a batched pass is tried: ViT-Ti on one image of 224 pixels lies above the first.
+
+Beyond, its gradients of all tasks at once would let an analysis need more memory than a training step.
+"""
 
 
 def one_by_one(losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
@@ -70,7 +77,8 @@ class BackwardPasses:
         """The gradients of losses, each by the inputs of its own stream."""
         first = inputs[0]
         shared = all(len(own) == len(first) and all(map(_is, own, first)) for own in inputs)
-        if not (self.alone and shared and all(loss.requires_grad for loss in losses)):
+        few = all(tensor.numel() <= FEW.get(tensor.device.type, 0) for tensor in first)
+        if not (self.alone and shared and few and all(loss.requires_grad for loss in losses)):
             return one_by_one(losses, inputs)
         way = self._way()
         if way == "one by one":
