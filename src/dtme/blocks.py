@@ -82,7 +82,7 @@ def _repeated_with_attention(modules: Mapping[str, nn.Module]) -> dict[str, nn.M
     lists = [name for name, m in modules.items() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 0]
     # A head may hold attention of its own; what lies in a dictionary of modules belongs to tasks, not to the trunk. One
     # that runs, with a forward of its own, may be a trunk all the same: timm keeps trunks that return features so.
-    named = {name: m for name, m in modules.items() if isinstance(m, nn.ModuleDict)}
+    named = {name: m for name, m in modules.items() if name and isinstance(m, nn.ModuleDict)}
     idle = {name: m for name, m in named.items() if type(m).forward is nn.Module.forward}
     for dictionaries in (named, idle):
         found = _blocks_among([name for name in lists if not _lies_in(name, dictionaries)], modules)
