@@ -16,6 +16,8 @@ from torch import Tensor
 
 import dtme
 from dtme._shapes import Float
+from dtme.block_flops import BlockFlops
+from dtme.flops import ModelFlops
 
 TASKS = ("a", "b", "c")
 
@@ -205,3 +207,29 @@ def test_options_reach_the_plan(report: dtme.ConflictReport):
 def test_options_out_of_range_are_refused(report: dtme.ConflictReport, options: dict[str, Any], says: str):
     with pytest.raises(ValueError, match=says):
         report.plan(**options)
+
+
+def test_the_recommended_plan_takes_as_many_last_blocks_as_the_budget_allows(report: dtme.ConflictReport):
+    flops = ModelFlops(100, {name: BlockFlops(100, updates=(2, 0)) for name in report.blocks})
+    priced = dataclasses.replace(report, flops=flops)
+    tasks = len(report.tasks)
+    for max_cost in (1.5, 2.0, 2.5, 9.0):
+        plan = priced.recommended(max_cost=max_cost)
+        count = len(plan.adapt)
+        assert tuple(plan.adapt) == report.blocks[-count:]
+        assert all(given == report.tasks for given in plan.adapt.values())
+        assert (plan.modulate, plan.expand, plan.rank) == ({}, {}, 4)
+
+        def cost(blocks: int) -> float:
+            return (600 + blocks * ((tasks - 1) * 100 + tasks * 4 * 2)) / 600
+
+        assert cost(count) <= max_cost
+        assert count == 5 or cost(count + 1) > max_cost
+
+
+def test_a_recommendation_that_no_budget_allows_names_the_least_cost(report: dtme.ConflictReport):
+    flops = ModelFlops(100, {name: BlockFlops(100, updates=(2, 0)) for name in report.blocks})
+    with pytest.raises(ValueError, match=r"max_cost=1\.1: .*costs 1\.3734 times .*blocks\.4"):
+        dataclasses.replace(report, flops=flops).recommended(max_cost=1.1)
+    with pytest.raises(ValueError, match="holds no FLOPs"):
+        report.recommended()
