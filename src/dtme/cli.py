@@ -17,15 +17,16 @@ from rich.console import Console
 from dtme._files import write_text
 from dtme.bench import jobs
 from dtme.bench.ablations import ablation_of
+from dtme.bench.beginnings import begin_all
 from dtme.bench.catalogue import every_method, method_of
 from dtme.bench.display import shown
 from dtme.bench.experiment import Bench
-from dtme.bench.lines import read_lines, write_lines
+from dtme.bench.lines import write_lines
+from dtme.bench.pages import table_of
 from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
 from dtme.bench.table import markdown, table
-from dtme.bench.text.table import markdown as table_of_text
 from dtme.bench.tuning import scores, settings_of, write
 
 PAPER = ("ST", "MT", "TM", "TE", "TM+TE")
@@ -172,8 +173,11 @@ def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path, name: s
         for bench in benches
         for job in jobs_of(bench, methods, f"seed {bench.seed}: " if len(benches) > 1 else "")
     }
+    longest_first = sorted(
+        work.values(), key=lambda job: job.work is not begin_all
+    )  # what rows begin with takes longest
     with shown(console) as display:
-        jobs.run(list(work.values()), display)
+        jobs.run(longest_first, display)
     command = shlex.join(["dtme", *sys.argv[1:]])
     spent = time.monotonic() - began
     runs = [
@@ -185,25 +189,13 @@ def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path, name: s
     return runs
 
 
-def show_table(results: Annotated[Path, tyro.conf.Positional], into: Path | None = None) -> None:
-    """Print the table of finished results as Markdown, or write it into a page.
+def show_table(results: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Print the table of finished results as Markdown.
 
     Args:
         results: A file of JSON lines that `dtme bench` has written.
-        into: Page in which the lines between `<!-- table -->` and `<!-- end of table -->` are replaced.
     """
-    runs = read_lines(results)
-    drawn = table_of_text(runs) if "measures" in runs[0]["rows"][0] else markdown(runs)
-    if into is None:
-        print(drawn, end="")
-        return
-    before, begins, rest = into.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    _, ends, after = rest.partition("<!-- end of table -->")
-    if not (begins and ends):
-        raise ValueError(
-            f"{into} has no line '<!-- table -->' followed by '<!-- end of table -->': write both where it belongs."
-        )
-    write_text(into, before + begins + drawn + ends + after)
+    print(table_of(results), end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Scores of blocks, each against what it is said to be, and how their correlation with gains is taken."""
 
-
 import pytest
 import torch
 

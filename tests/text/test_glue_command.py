@@ -14,6 +14,7 @@ from tiny_text import make_trunk, write_glue
 from dtme import cli
 from dtme.bench.glue import glue_task, read_glue
 from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.pages import filled
 from dtme.bench.text import TextRecipe
 from dtme.bench.text import rows as text_rows
 from dtme.bench.text.experiment import TextBench, figures, is_done, keep
@@ -183,16 +184,14 @@ def test_the_command_runs_two_seeds_and_prints_one_table(tmp_path: Path, data: P
     printed = capsys.readouterr().out
     assert "RTE, train: 30 rows, but the official split has 2,490" in printed
     assert "TM+TE" in printed
-    page = tmp_path / "page.md"
-    page.write_text("before\n\n<!-- table -->\nold\n<!-- end of table -->\n\nafter\n")
-    cli.main(["table", str(tmp_path / "out" / "results.jsonl"), "--into", str(page)])
-    runs = read_lines(tmp_path / "out" / "results.jsonl")
+    results = tmp_path / "out" / "results.jsonl"
+    cli.main(["table", str(results)])
     expected = (tmp_path / "out" / "table.md").read_text()
-    assert page.read_text() == f"before\n\n<!-- table -->\n{expected}<!-- end of table -->\n\nafter\n"
-    assert markdown(runs) == expected
-    page.write_text("nothing")
-    with pytest.raises(SystemExit, match=r"has no line '<!-- table -->'"):
-        cli.main(["table", str(tmp_path / "out" / "results.jsonl"), "--into", str(page)])
+    assert capsys.readouterr().out == expected == markdown(read_lines(results))
+    page = f"before\n\n<!-- table {results} -->\nold\n<!-- end of table -->\n\nafter\n"
+    drawn = f"before\n\n<!-- table {results} -->\n\n{expected}\n<!-- end of table -->\n\nafter\n"
+    assert filled(page, Path()) == drawn
+    assert "| MT |" not in filled(page.replace(" -->\nold", ": TM+TE -->\nold"), Path())
 
 
 def test_the_table_pairs_seeds_and_says_what_is_missing(whole: TextBench):

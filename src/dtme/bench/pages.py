@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dtme._files import write_text
 from dtme.bench.lines import read_lines
 from dtme.bench.table import markdown
+from dtme.bench.text.table import markdown as text_markdown
 
 _PLACE = re.compile(
     r"(<!-- table (?P<path>[^\s:]+)(: (?P<methods>[^>]*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL
@@ -37,20 +37,25 @@ def filled(text: str, root: Path) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        path = root / found["path"]
-        runs = _runs(path)
         methods = [name.strip() for name in found["methods"].split(";")] if found["methods"] else None
-        known = {row["method"] for run in runs for row in run["rows"]}
-        unknown = [name for name in methods or () if name not in known]
-        if unknown:
-            raise ValueError(f"{path} has no row {unknown[0]!r}; it has {', '.join(sorted(known))}.")
-        return f"{found[1]}\n{markdown(runs, methods)}\n{found[5]}"
+        return f"{found[1]}\n{table_of(root / found['path'], methods)}\n{found[5]}"
 
     return _PLACE.sub(table, text)
 
 
-def _runs(path: Path) -> Sequence[Mapping[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8"))] if path.suffix == ".json" else read_lines(path)
+def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
+    """The table of a file of results as Markdown: of a dense suite or of text tasks, all rows or some.
+
+    Raises:
+        ValueError: A method is not in the results, or the file holds no results.
+    """
+    runs = [json.loads(path.read_text(encoding="utf-8"))] if path.suffix == ".json" else read_lines(path)
+    rows = [row for run in runs for row in run["rows"]]
+    unknown = [name for name in methods or () if name not in {row["method"] for row in rows}]
+    if unknown:
+        known = ", ".join(dict.fromkeys(row["method"] for row in rows))
+        raise ValueError(f"{path} has no row {unknown[0]!r}; it has {known}.")
+    return text_markdown(runs, methods) if rows and "measures" in rows[0] else markdown(runs, methods)
 
 
 def fill(page: Path, root: Path) -> bool:

@@ -112,7 +112,8 @@ def correlations(
 
     plain = rows_of(runs, "MT")
     gains = [
-        sum(row["delta_m"] - plain[seed]["delta_m"] for seed, row in rows_of(runs, arm).items()) / len(runs) for arm in arms
+        sum(row["delta_m"] - plain[seed]["delta_m"] for seed, row in rows_of(runs, arm).items()) / len(runs)
+        for arm in arms
     ]
     return {
         name: float(spearmanr(torch.stack([own[name].double() for own in scores]).mean(0).numpy(), gains).statistic)

@@ -17,15 +17,15 @@ Runs = Sequence[Mapping[str, Any]]
 """Results, one per seed."""
 
 
-def cells(runs: Runs) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, as text.
+def cells(runs: Runs, methods: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text; of all methods or of some.
 
     The difference to MT is that of the means within a seed: its mean, half-width of the 95 % interval and p (Student's t).
     """
     tasks = [f"{task['name']} {task['metric']}" for task in runs[0]["tasks"]]
     head = ["", *tasks, "mean", "against MT", "p", "Δm %", "added", "step", "inference", "wall-clock"]
-    methods = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
-    return head, [_row(runs, method) for method in methods]
+    every = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
+    return head, [_row(runs, method) for method in methods or every]
 
 
 def _row(runs: Runs, method: str) -> list[str]:
@@ -89,9 +89,9 @@ def table(runs: Runs) -> Table:
     return drawn
 
 
-def markdown(runs: Runs) -> str:
-    """The table as Markdown, with its notes."""
-    head, rows = cells(runs)
+def markdown(runs: Runs, methods: Sequence[str] | None = None) -> str:
+    """The table as Markdown, with its notes; of all methods or of some."""
+    head, rows = cells(runs, methods)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return drawn + "\n\n" + "\n".join(f"- {note}" for note in notes(runs)) + "\n"
