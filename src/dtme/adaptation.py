@@ -88,12 +88,14 @@ def low_rank_update(
     lanes = len(down)
     rows = inputs.movedim(dim, 0)
     inner = torch.bmm(rows.reshape(lanes, -1, rows.shape[-1]), down.mT)
-    alike = inner.dtype == up.dtype == outputs.dtype and dim == 0 and outputs.is_contiguous()
-    if fresh and alike and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    up = up.mT.contiguous()  # so that neither product of its backward pass has a handful of columns, which is slow
+    if dim == 0 and inner.dtype == up.dtype == outputs.dtype and outputs.is_contiguous():
         own = outputs.view(lanes, -1, outputs.shape[-1])
-        torch.baddbmm(own, inner, up.mT, out=own)
-        return outputs
-    update = torch.bmm(inner, up.mT)
+        if fresh and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            torch.baddbmm(own, inner, up, out=own)
+            return outputs
+        return torch.baddbmm(own, inner, up).view_as(outputs)
+    update = torch.bmm(inner, up)
     return outputs + update.reshape(*rows.shape[:-1], -1).movedim(0, dim).to(outputs.dtype)
 
 
