@@ -337,7 +337,7 @@ def _finite(value: Any) -> Any:
 
 
 def _restored(name: str, value: Any) -> Any:
-    if name in _TENSORS or (name in _CHANCE and value is not None):
+    if name in _TENSORS or (name in _CHANCE and value):  # chance is empty in reports of earlier versions
         missing = math.nan if name in ("range_chance", "null_chance") else math.inf
         return torch.tensor(_filled(value, missing), dtype=torch.float64)
     if name == "pairing":

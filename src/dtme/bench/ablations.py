@@ -78,7 +78,7 @@ ABLATIONS = (
         "share of the blocks",
         (
             *_varied("TM+TE", tuple(_SHARES), "1/2", lambda value: _paper(fraction=_SHARES[value])),
-            ("all", *_of_table("TM+TE all")),
+            ("all", _of_table("TM+TE all")[0]),
         ),
     ),
     Ablation(
@@ -247,8 +247,8 @@ ABLATIONS = (
         (
             ("TM", _TM_LAST_HALF),
             ("TE", Method("TE last half", f"task tokens {_LAST_HALF}", last_blocks(None, expansion=True))),
-            ("TM+TE", *_of_table("TM+TE last")),
-            ("Adapt", *_of_table("Adapt last half")),
+            ("TM+TE", _of_table("TM+TE last")[0]),
+            ("Adapt", _of_table("Adapt last half")[0]),
             (
                 "all three",
                 Method(
@@ -257,7 +257,7 @@ ABLATIONS = (
                     last_blocks(None, modulation=True, expansion=True, rank=4),
                 ),
             ),
-            ("own blocks", *_of_table("own last half")),
+            ("own blocks", _of_table("own last half")[0]),
         ),
     ),
     Ablation(
@@ -305,7 +305,7 @@ ABLATIONS = (
                 ),
             )
             if value in ("1.25", "3")
-            else (value, *_of_table(f"Adapt within {value} x"))
+            else (value, _of_table(f"Adapt within {value} x")[0])
             for value in ("1.25", "1.5", "2", "3")
         ),
     ),

@@ -68,13 +68,11 @@ class BranchPoint:
 def begin(bench: Bench, report: Report) -> None:
     """The plain multi-task run up to the recipe's moment, and the analysis there."""
     suite, recipe = bench.load(), bench.recipe
-    run = plain_run(bench, suite)
-    run.model.load_state_dict(build(suite.tasks, recipe, bench.seed, start_of(bench, report)).state_dict())
+    model = build(suite.tasks, recipe, bench.seed, start_of(bench, report))
+    run = Run(model, suite.tasks, optimiser(model, recipe))
     _on_to(BranchPoint(), run, bench, suite, report)
     found = _analysed(BranchPoint(), run, bench, suite)
-    spare = Run(
-        run.model, suite.tasks, optimiser(run.model, recipe)
-    )  # for the price of a step; its training is thrown away
+    spare = Run(model, suite.tasks, optimiser(model, recipe))  # for the price of a step; its training is thrown away
     train(spare, suite.train, recipe, seed=0, steps=20, until=20, advance=lambda step: None)
     keep(bench, "MT, first steps", {**found, "analysis_steps": found["analysis_seconds"] / (spare.seconds / 20)})
 

@@ -115,7 +115,9 @@ def correlations(
         sum(row["delta_m"] - plain[seed]["delta_m"] for seed, row in rows_of(runs, arm).items()) / len(runs)
         for arm in arms
     ]
-    return {
-        name: float(spearmanr(torch.stack([own[name].double() for own in scores]).mean(0).numpy(), gains).statistic)
-        for name in SCORES
-    }
+    found = {}
+    for name in SCORES:
+        score = torch.stack([own[name].double() for own in scores]).mean(0)
+        correlation, _ = spearmanr(score.numpy(), gains)
+        found[name] = float(correlation)  # pyright: ignore[reportArgumentType]  (scipy's own stub says a tuple of anything)
+    return found
