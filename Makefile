@@ -20,9 +20,10 @@ overhead: .venv/.ready-test
 	$(BIN)/python benchmarks/forward_overhead.py
 	PYTHONPATH=tests/zoo $(BIN)/python tests/zoo_table.py
 
-# The tables of README and docs, from the committed results.
+# The tables of README and docs, and the figures of the findings, from the committed results.
 tables: .venv/.ready-test
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/figures.py
 
 # Speed and memory as ratios, against results/speed.json; fails where one is worse by more than 15 %.
 bench: .venv/.ready-test

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dtme.bench.lines import read_lines
+from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.pages import fill, filled
 from dtme.bench.table import markdown
 
@@ -30,6 +30,17 @@ def test_a_table_is_made_of_the_rows_it_names(tmp_path: Path):
     assert text.startswith("Above.")
     assert text.endswith("Below.\n")
     assert not fill(page, ROOT)
+
+
+def test_methods_are_compared_seed_by_seed():
+    path = "results/nuclei-plateau.jsonl"
+    text = filled(f"<!-- compare {path}: Adapt last block > MT 2x -->\n<!-- end of table -->", ROOT)
+    runs = read_lines(ROOT / path)
+    own, other = (rows_of(runs, name) for name in ("Adapt last block", "MT 2x"))
+    differences = [own[seed]["delta_m"] - other[seed]["delta_m"] for seed in own]
+    assert f"| Adapt last block against MT 2x | {sum(differences) / len(differences):+.2f} ± " in text
+    with pytest.raises(ValueError, match="cannot compare 'MT 2x > TN'"):
+        filled(f"<!-- compare {path}: MT 2x > TN -->\n<!-- end of table -->", ROOT)
 
 
 def test_a_row_that_was_not_run_is_named():

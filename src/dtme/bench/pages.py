@@ -5,7 +5,10 @@ A page says where a table goes and what it is made of; whatever stands between t
     <!-- table results/nuclei-plateau.jsonl: ST; MT; TM+TE -->
     <!-- end of table -->
 
-Without methods, the table has all rows.
+Without methods, the table has all rows. Two methods are held against each other, seed by seed, where neither is MT, by
+
+    <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
+    <!-- end of table -->
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from dtme._files import write_text
-from dtme.bench.lines import read_lines
+from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.statistics import paired
 from dtme.bench.table import markdown
 from dtme.bench.text.table import markdown as text_markdown
 
@@ -40,7 +45,11 @@ def filled(text: str, root: Path) -> str:
         methods = [name.strip() for name in found["methods"].split(";")] if found["methods"] else None
         return f"{found[1]}\n{table_of(root / found['path'], methods)}\n{found[5]}"
 
-    return _PLACE.sub(table, text)
+    def comparison(found: re.Match[str]) -> str:
+        pairs = [tuple(name.strip() for name in pair.split(">")) for pair in found["pairs"].split(";")]
+        return f"{found[1]}\n{comparison_of(root / found['path'], pairs)}\n{found[4]}"
+
+    return _PAIRS.sub(comparison, _PLACE.sub(table, text))
 
 
 def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
@@ -56,6 +65,27 @@ def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
         known = ", ".join(dict.fromkeys(row["method"] for row in rows))
         raise ValueError(f"{path} has no row {unknown[0]!r}; it has {known}.")
     return text_markdown(runs, methods) if rows and "measures" in rows[0] else markdown(runs, methods)
+
+
+def comparison_of(path: Path, pairs: Sequence[tuple[str, ...]]) -> str:
+    """Differences in Delta_m between pairs of methods, paired by seed, as Markdown.
+
+    Raises:
+        ValueError: A pair is none, or a method is not in the results.
+    """
+    runs = read_lines(path)
+    lines = ["| | Δm, difference | p | wall-clock |", "| --- | ---: | ---: | ---: |"]
+    for pair in pairs:
+        if len(pair) != 2 or not all(rows_of(runs, name) for name in pair):
+            raise ValueError(f"{path}: cannot compare {' > '.join(pair)!r}: name two of its methods, 'one > other'.")
+        own, other = (rows_of(runs, name) for name in pair)
+        seeds = [seed for seed in own if seed in other]
+        found = paired([own[seed]["delta_m"] for seed in seeds], [other[seed]["delta_m"] for seed in seeds])
+        clocks = [fmean(rows[seed]["wall_clock_ratio"] for seed in seeds) for rows in (own, other)]
+        p = "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+        price = " against ".join(f"{clock:.2f} x" for clock in clocks)
+        lines.append(f"| {pair[0]} against {pair[1]} | {found.mean:+.2f} ± {found.halfwidth:.2f} | {p} | {price} |")
+    return "\n".join(lines) + "\n"
 
 
 def fill(page: Path, root: Path) -> bool:
