@@ -28,6 +28,7 @@ from dtme.bench.text.table import markdown as text_markdown
 _PLACE = re.compile(
     r"(<!-- table (?P<path>[^\s:]+)(: (?P<methods>[^>]*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
+_PAIRS = re.compile(r"(<!-- compare (?P<path>[^\s:]+): (?P<pairs>[^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(text: str, root: Path) -> str:
