@@ -17,6 +17,7 @@ from dtme.budget import Inserts, Step, share_of, staircase, within
 from dtme.cost import price
 from dtme.flops import ModelFlops
 from dtme.plan import Plan
+from dtme.printed import printed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -282,36 +283,7 @@ class ConflictReport:
 
     def __str__(self) -> str:
         """A table: per block the rank, both scores with half-widths and chance, and the pair that conflicts most."""
-        name = max(len("block"), *(len(block) for block in self.blocks))
-        lines = [
-            f"{'block':<{name}}  {'rank':>9}  {'range score':>14}  chance  {'null score':>14}  chance  fiercest pair (range)"
-        ]
-        spaces = (
-            (self.range_score(), _mean_halfwidth(self.range_halfwidth), self.range_chance_score()),
-            (self.null_score(), _mean_halfwidth(self.null_halfwidth), self.null_chance_score()),
-        )
-        for place, block in enumerate(self.blocks):
-            rates = self.range_rate[place].triu(1)
-            first, second = divmod(int(rates.argmax()), len(self.tasks))
-            cells = []
-            for score, halfwidth, chance in spaces:
-                known = chance is not None and bool(chance[place].isfinite())
-                cells.append(f"{score[place]:.3f} ± {halfwidth[place]:.3f}".rjust(14))
-                cells.append(f"{chance[place]:.3f}".rjust(6) if chance is not None and known else "     -")
-            rank = f"{self.range_rank[place]} / {self.widths[place]}"
-            fiercest = f"{self.tasks[first]} × {self.tasks[second]}  {float(rates.max()):.3f}"
-            lines.append(f"{block:<{name}}  {rank:>9}  {'  '.join(cells)}  {fiercest}")
-        disjoint = any("disjoint" in row for row in self.pairing)
-        lines += [
-            "",
-            f"{len(self.tasks)} tasks ({', '.join(self.tasks)}), {self.samples} samples, variance ratio {self.variance_ratio:g}, "
-            f"half-widths at {self.level:.0%}{'; some pairs share no input' if disjoint else ''}.",
-        ]
-        if self.range_chance is not None:
-            lines.append("Chance: the rate between gradients at the same token of different samples.")
-        if self.undecided:
-            lines.append(f"Not settled by these samples: {', '.join(self.undecided)}.")
-        return "\n".join(lines)
+        return printed(self)
 
 
 def _pair_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
@@ -322,11 +294,6 @@ def _pair_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blo
 def _known_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
     first, second = torch.triu_indices(*rate.shape[1:], offset=1)
     return rate[:, first, second].nanmean(1)
-
-
-def _mean_halfwidth(halfwidth: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
-    """A bound for the half-width of a mean over pairs: the mean of theirs, as if they moved together."""
-    return _pair_mean(halfwidth)
 
 
 def _finite(value: Any) -> Any:

@@ -116,11 +116,12 @@ def _on_to(point: BranchPoint, run: Run, bench: Bench, suite: Suite, report: Rep
 
 def conflict_of(model: nn.Module, bench: Bench, suite: Suite) -> dict[str, float]:
     """Mean score over the blocks in either space, on the batches that every analysis of a seed reads (Tab. 14)."""
-    found = _analyse(model, bench, suite)
+    found = analyse(model, bench, suite)
     return {"range": float(found.range_score().mean()), "null": float(found.null_score().mean())}
 
 
-def _analyse(model: nn.Module, bench: Bench, suite: Suite, variance_ratio: float = 100.0) -> ConflictReport:
+def analyse(model: nn.Module, bench: Bench, suite: Suite, variance_ratio: float = 100.0) -> ConflictReport:
+    """The analysis of a model on the batches that every analysis of a seed reads."""
     return analyze(
         model,
         lambda model, batch: task_losses(model, batch, suite.tasks),
@@ -131,7 +132,7 @@ def _analyse(model: nn.Module, bench: Bench, suite: Suite, variance_ratio: float
 
 def _analysed(point: BranchPoint, run: Run, bench: Bench, suite: Suite) -> dict[str, Any]:
     began = time.perf_counter()
-    conflicts = _analyse(run.model, bench, suite, point.variance_ratio)
+    conflicts = analyse(run.model, bench, suite, point.variance_ratio)
     seconds = time.perf_counter() - began
     conflicts.save(point.report(bench))
     return {"analysis_seconds": seconds}
