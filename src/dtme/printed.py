@@ -37,7 +37,8 @@ def printed(report: ConflictReport) -> str:
     lines += [
         "",
         f"{len(report.tasks)} tasks ({', '.join(report.tasks)}), {report.samples} samples, "
-        f"variance ratio {report.variance_ratio:g}, half-widths at {report.level:.0%}{'; some pairs share no input' if disjoint else ''}.",
+        f"variance ratio {report.variance_ratio:g}, "
+        f"half-widths at {report.level:.0%}{'; some pairs share no input' if disjoint else ''}.",
     ]
     if report.range_chance is not None:
         lines.append("Chance: the rate between gradients at the same token of different samples.")
