@@ -1,7 +1,8 @@
-"""The command line: `dtme demo`, `dtme bench`, `dtme ablate`, `dtme tune`."""
+"""The command line: `dtme demo`, `dtme bench`, `dtme ablate`, `dtme probe`, `dtme tune`."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from dtme._files import write_text
+from dtme._files import write_text, written_whole
 from dtme.bench import jobs
 from dtme.bench.ablations import ablation_of
 from dtme.bench.beginnings import begin_all
@@ -26,6 +27,7 @@ from dtme.bench.pages import table_of
 from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
+from dtme.bench.scores import block_scores, correlations
 from dtme.bench.table import markdown, table
 from dtme.bench.tuning import scores, settings_of, write
 
@@ -113,6 +115,45 @@ def ablate(
     benches = _benches(suite, data, regime, seeds, steps, folder, held_out)
     runs = _run(benches, wanted, folder, name=f"ablation-{chosen.name}")
     Console().print(f"Figure: {draw(chosen, runs, folder / f'ablation-{chosen.name}.svg')}")
+
+
+def probe(
+    suite: Annotated[Dense, tyro.conf.Positional],
+    data: Path | None = None,
+    regime: Regime = "plateau",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Put one insert into one block at a time, and tell which score of the blocks ranks what it gains.
+
+    Args:
+        suite: As for `dtme bench`.
+        data: As for `dtme bench`.
+        regime: As for `dtme bench`.
+        seeds: As for `dtme bench`.
+        steps: Training steps of each row, if not the recipe's.
+        out: As for `dtme ablate`.
+    """
+    from dtme.viz.score_correlations import score_correlations
+
+    folder = out or Path("runs") / f"{suite}-{regime}"
+    benches = _benches(suite, data, regime, seeds, steps, folder, "test")
+    kinds = {"low-rank updates": ablation_of("block-adapt"), "modulators": ablation_of("block-tm")}
+    wanted = ("ST", "MT", *(method.name for ablation in kinds.values() for _, method in ablation.arms))
+    runs = _run(benches, wanted, folder, name="probe")
+    of_blocks = [block_scores(bench) for bench in benches]
+    found = {
+        kind: correlations(of_blocks, runs, [method.name for _, method in ablation.arms])
+        for kind, ablation in kinds.items()
+    }
+    shared = {name: runs[0][name] for name in ("suite", "command", "versions", "hardware", "settings")}
+    write_text(folder / "probe.json", json.dumps({**shared, "correlations": found}, indent=1) + "\n")
+    with written_whole(folder / "probe.svg") as temporary:
+        score_correlations(found, f"{suite}: which score tells where an insert helps").savefig(temporary, format="svg")
+    for kind, own in found.items():
+        Console().print(f"{kind}: " + ", ".join(f"{name} {value:+.2f}" for name, value in own.items()))
+    Console().print(f"Figure: {folder / 'probe.svg'}")
 
 
 def tune(
@@ -208,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             tyro.cli(glue, prog="dtme bench glue", args=given[2:])
             return
-        commands = {"demo": demo, "bench": bench, "ablate": ablate, "tune": tune, "table": show_table}
+        commands = {"demo": demo, "bench": bench, "ablate": ablate, "probe": probe, "tune": tune, "table": show_table}
         tyro.extras.subcommand_cli_from_dict(commands, prog="dtme", args=given)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Finished rows are kept: the same command goes on from there.")

@@ -1,5 +1,6 @@
 """Ablations: one thing varied, everything else as in the table; their figures; what they need of the rows."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
     assert len(runs) == 2
     rows = {row["method"] for row in runs[0]["rows"]}
     assert rows == {"ST", "MT", *(method.name for _, method in ablation_of(name).arms)}
+
+
+def test_a_probe_tells_how_scores_rank_the_gains_of_single_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(cli.REGIMES, "plateau", RECIPE)
+    monkeypatch.setattr(sys, "argv", ["dtme", "probe", "scenes", "--seeds", "0", "--out", str(folder)])
+    cli.main()
+    found = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["correlations"]
+    assert set(found) == {"low-rank updates", "modulators"}
+    runs = read_lines(folder / "probe.jsonl")
+    plain = rows_of(runs, "MT")[0]["delta_m"]
+    gains = [rows_of(runs, f"adapt block {place}")[0]["delta_m"] - plain for place in range(6)]
+    ranks = torch.tensor(gains).argsort().argsort().double()
+    by_depth = torch.corrcoef(torch.stack([ranks, torch.arange(6.0).double()]))[0, 1]
+    assert found["low-rank updates"]["depth"] == pytest.approx(float(by_depth))
+    assert "<svg" in (folder / "probe.svg").read_text(encoding="utf-8")
 
 
 def test_a_frozen_trunk_stays_and_all_else_moves(folder: Path):
