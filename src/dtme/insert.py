@@ -130,7 +130,7 @@ class Insert(nn.Module):
             return args, kwargs
         key = tokens_key(args, kwargs, self.argument_names)
         given: Tensor = take(args, kwargs, key)
-        layout = layout_of(block, given)
+        layout = self._layout_of(block, given)
         if given.shape[layout.channel] != self.width:
             raise ValueError(
                 f"tokens of {given.shape[layout.channel]} channels enter block {self.name!r}; its insert was made for "
@@ -163,6 +163,12 @@ class Insert(nn.Module):
                 call, self.argument_names, samples, length, partial(fold, groups=self._groups), key, layout.batch
             )
         return call if self.tokens is None else self._expand(block, call, key, lanes, layout)
+
+    def _layout_of(self, block: nn.Module, tokens: Tensor) -> Layout:
+        """As `layout_of`, without looking through all modules of the block at every call where none can say anything."""
+        if tokens.ndim == 3 and not self.true_hides and not hasattr(block, "batch_first"):
+            return Layout(batch=0, token=1)
+        return layout_of(block, tokens)
 
     def _is_passed_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the block has nothing of its own and no streams of tokens come: one of a decoder, whatever it takes."""
@@ -332,12 +338,13 @@ class Insert(nn.Module):
         if not (self._appended or self._held or len(self._groups) > 1):
             return output
         entered: Tensor = take(args, kwargs, tokens_key(args, kwargs, self.argument_names))
-        layout = layout_of(block, entered)
-        whole = tokens = tokens_of(output, entered, self.name)
+        layout = self._layout_of(block, entered)
+        whole = tokens = output if isinstance(output, Tensor) else tokens_of(output, entered, self.name)
         if self._appended:
             self._check_length(block, entered, tokens, layout)
             tokens = drop(tokens, self._appended, layout)
-            output = map_tensors(output, partial(crop, whole=whole, count=self._appended, layout=layout))
+            if output is not whole:
+                output = map_tensors(output, partial(crop, whole=whole, count=self._appended, layout=layout))
         if self._held is not None:
             order, (held_args, held_kwargs), self._adapting = self._held
             self._held = None
@@ -348,7 +355,9 @@ class Insert(nn.Module):
             tokens = self._rejoin(
                 tokens, tokens_of(held, take(held_args, held_kwargs, key), self.name), order, layout.batch
             )
-        output = map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
+        output = (
+            tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
+        )
         if len(self._groups) > 1:
             rows = tokens.shape[layout.batch]
             output = map_tensors(

@@ -22,7 +22,7 @@ def modulate(
         >>> modulate(torch.ones(1, 2), torch.tensor([2.0, 3.0]), torch.tensor([0.0, -1.0])).tolist()
         [[2.0, 2.0]]
     """
-    return (tokens * scale + shift).to(tokens.dtype)
+    return (tokens * scale).add_(shift).to(tokens.dtype)
 
 
 class TokenStatistics(nn.Module):

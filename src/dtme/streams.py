@@ -178,6 +178,8 @@ def refine(groups: Groups, parting: Sequence[str]) -> Groups:
         >>> refine((("depth", "semseg", "edges"),), ["semseg"])
         (('depth', 'edges'), ('semseg',))
     """
+    if all(len(group) == 1 for group in groups):
+        return groups
     order = {task: place for place, task in enumerate(task for group in groups for task in group)}
     parts: list[tuple[str, ...]] = []
     for group in groups:
