@@ -110,4 +110,6 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
             or abs(height - point.mean) > 14 * line
         )
         taken.append((start, end, height))
+        if abs(height - point.mean) >= line:  # too far for the eye to tell whose it is
+            axes.plot([point.cost, start], [point.mean, height], color=MUTED, linewidth=0.6, zorder=1)
         axes.text(start, height, point.label, fontsize=7, color=INK, va="center")
