@@ -23,7 +23,7 @@ from dtme.bench.text.results import collect
 from dtme.bench.text.rows import FIRST, finish, first_steps, jobs_of, price, single_task, steps_of, wall_clocks
 from dtme.bench.text.table import cells, markdown
 from dtme.bench.text.training import train
-from dtme.bench.text.tuning import Tuned, tune
+from dtme.bench.text.tuning import tune
 
 NAMES = ("CoLA", "STS-B", "RTE")
 ALL = tuple(method.name for method in METHODS)
@@ -211,7 +211,7 @@ def test_the_table_pairs_seeds_and_says_what_is_missing(whole: TextBench):
     assert "TM (1 of 2 seeds)" in {row[0] for row in cells(two)[1]}
 
 
-def test_tuning_takes_the_best_rate_then_the_best_sampler(bench: TextBench, tmp_path: Path, monkeypatch):
+def test_tuning_takes_the_best_rate_then_the_best_sampler_then_the_rates_of_inserts(bench: TextBench, tmp_path: Path):
     ran: list[str] = []
 
     def found(jobs) -> None:
@@ -220,33 +220,45 @@ def test_tuning_takes_the_best_rate_then_the_best_sampler(bench: TextBench, tmp_
             if job.name == "sentences":
                 continue
             own: TextBench = job.arguments[0]
-            good = 10 * own.recipe.learning_rate if own.recipe.learning_rate < 3e-3 else 0.0
-            value = 1000 * good + 10 * (own.recipe.sampler == "temperature")
-            name = "MT" if job.work is finish else FIRST if job.work is first_steps else job.name.rpartition(": ")[2]
-            keep(
-                own, name, {"measures": {task: {"x": value + (name == "ST RTE") * 1e4 * (good == 0)} for task in NAMES}}
+            recipe = own.recipe
+            good = recipe.learning_rate if recipe.learning_rate < 3e-3 else 0.0
+            value = 1e4 * good + 10 * (recipe.sampler == "temperature")
+            name = (
+                job.arguments[1]
+                if job.work is finish
+                else FIRST
+                if job.work is first_steps
+                else f"ST {job.arguments[1].name}"
             )
+            value += recipe.insert_rate * (name == "TM+TE") - recipe.low_rank_rate * (name == "Adapt")
+            value += 1e4 * (name == "ST RTE" and good == 0)
+            keep(own, name, {"measures": {task: {"x": value} for task in NAMES}})
 
     own = replace(bench, out=tmp_path)
-    result = tune(own, found, single=True)
-    assert result.learning_rate == 2e-3
-    assert result.sampler == "temperature"
+    result = tune(own, found, ("MT", "ST", "inserts"))
+    assert result.recipe == replace(
+        own.recipe,
+        learning_rate=2e-3,
+        sampler="temperature",
+        insert_rate=3 * own.recipe.insert_rate,
+        low_rank_rate=0.3 * own.recipe.low_rank_rate,
+    )
     assert result.single_rates == {"CoLA": 2e-3, "STS-B": 2e-3, "RTE": 4e-3}
-    assert set(result.scores) == {
-        "0.0005",
-        "0.001",
-        "0.002",
-        "0.004",
-        "proportional",
-        "annealed",
-        "temperature",
-        "round robin",
-    }
-    assert "are the best of MT at seed -1" in result.remark()
+    at = [f"{row} at {factor * 10:g}" for row in ("TM+TE", "Adapt") for factor in (0.3, 1, 3)]
+    assert list(result.scores) == [
+        *("0.0005", "0.001", "0.002", "0.004", "proportional", "annealed", "temperature", "round robin"),
+        *at,
+    ]
+    assert sum(name.endswith(": TM+TE") for name in ran) == 3
+    assert sum(name.endswith(FIRST) for name in ran) == 4 + 4 + 2  # the rates in the middle branch off what MT began
+    assert "insert rate 30, low-rank rate 3 (tried: " in result.remark()
     ran.clear()
-    assert tune(own, found, single=True) == result
+    assert tune(own, found, ("MT", "ST", "inserts")) == result
     assert ran == []
-    assert "single-task" not in Tuned(1e-4, "annealed", {}, {"a": 1.0}).remark()
+    alone = tune(own, found, ("inserts",))
+    assert (alone.recipe.learning_rate, alone.recipe.sampler) == (own.recipe.learning_rate, own.recipe.sampler)
+    assert alone.recipe.insert_rate == 3 * own.recipe.insert_rate
+    assert "single-task" not in alone.remark()
 
 
 def test_numbers_of_a_reference_that_is_not_positive_give_no_delta(whole: TextBench, monkeypatch):

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -23,7 +23,7 @@ from dtme.bench.text.experiment import TextBench
 from dtme.bench.text.methods import METHODS, method_of
 from dtme.bench.text.recipe import TextRecipe
 from dtme.bench.text.running import fast_precision, run_rows
-from dtme.bench.text.tuning import tune
+from dtme.bench.text.tuning import Tunable, tune
 
 RECIPE = TextRecipe()
 ROWS = tuple(method.name for method in METHODS)
@@ -35,7 +35,7 @@ def glue(
     methods: tuple[str, ...] = ROWS,
     seeds: tuple[int, ...] = (0,),
     recipe: Annotated[TextRecipe, tyro.conf.arg(name="")] = RECIPE,
-    tuned: Literal["nothing", "MT", "MT and ST"] = "nothing",
+    tuned: tuple[Tunable, ...] = (),
     fast: bool = True,
     workers: int | None = None,
     device: str | None = None,
@@ -49,7 +49,8 @@ def glue(
         methods: Rows of the table. A wrong name lists all; ST and MT are added, as the others are held against them.
         seeds: Of data order, heads and dropout; every row runs once per seed, and is compared within seeds.
         recipe: Numbers of the training.
-        tuned: Whose learning rate, and for MT whose sampler, is tuned first, at a seed that no row has.
+        tuned: What is tuned first, at a seed that no row has: learning rate and sampler by `MT`, single-task learning rates
+            by each `ST` row, the rates of `inserts` by TM+TE and Adapt.
         fast: Use bfloat16 where the device computes in it.
         workers: Rows side by side, each on one core; by default one per core.
         device: Where models are trained; by default a GPU if there is one.
@@ -77,11 +78,10 @@ def glue(
     first = TextBench("glue", ordered, read, recipe, out / "tuning", device=chosen)
     single: dict[str, float] = {}
     remarks: list[str] = []
-    if tuned != "nothing":
-        found = tune(first, partial(_run_jobs, workers=workers), single=tuned == "MT and ST")
+    if tuned:
+        found = tune(first, partial(_run_jobs, workers=workers), tuned)
+        recipe, single, remarks = found.recipe, dict(found.single_rates), [found.remark()]
         write_text(out / "tuned.json", json.dumps(asdict(found), indent=1) + "\n")
-        recipe = replace(recipe, learning_rate=found.learning_rate, sampler=found.sampler)
-        single, remarks = dict(found.single_rates), [found.remark()]
     benches = [
         replace(first, recipe=recipe, out=out / f"seed-{seed}", seed=seed, single_rates=single)
         for seed in dict.fromkeys(seeds)

@@ -1,26 +1,34 @@
-"""Plain multi-task training at its best, and single-task training too, before anything is compared with them.
+"""Plain multi-task training at its best, and what is held against it too, before anything is compared.
 
-Learning rates are tried first, with the recipe's sampler, then samplers at the best learning rate. The seed of tuning is
-that of no row. What decides is the mean development score of MT, so that the choice favours MT over every other row.
+Learning rates are tried first, with the recipe's sampler, then samplers at the best learning rate, then the rates of what
+methods insert, at both. The seed of tuning is that of no row. MT's own mean development score decides what all rows share,
+so that the choice favours MT over every other row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from dtme.bench.jobs import Job
 from dtme.bench.text.evaluation import average, score
 from dtme.bench.text.experiment import TextBench, figures, is_done
+from dtme.bench.text.recipe import TextRecipe
 from dtme.bench.text.rows import FIRST, finish, first_steps, read, single_task
 from dtme.bench.text.samplers import Sampler
 
 SEED = -1
 RATES = (0.5, 1.0, 2.0, 4.0)
 """Learning rates that are tried, as multiples of the recipe's."""
+INSERT_RATES = (0.3, 1.0, 3.0)
+"""Rates of what methods insert that are tried, as multiples of the recipe's."""
+INSERTS = {"insert_rate": "TM+TE", "low_rank_rate": "Adapt"}
+"""Which row decides which rate of the recipe."""
 
 RunJobs = Callable[[Sequence[Job]], None]
+Tunable = Literal["MT", "ST", "inserts"]
+"""Learning rate and sampler of all rows of several tasks; learning rates of single-task rows; rates of what is inserted."""
 
 
 @dataclass(frozen=True)
@@ -28,69 +36,93 @@ class Tuned:
     """What was found.
 
     Attributes:
-        learning_rate: Of the trunk, in all rows of several tasks.
-        sampler: Of all rows.
-        single_rates: By task, the learning rate of its single-task row.
-        scores: By what was tried, the mean score of MT.
+        recipe: Of every row: learning rate and sampler as MT likes them, the rates of inserts as their rows do.
+        single_rates: By task, the learning rate of its single-task row, where it was tuned.
+        scores: By what was tried, the mean score it had.
     """
 
-    learning_rate: float
-    sampler: Sampler
+    recipe: TextRecipe
     single_rates: Mapping[str, float]
     scores: Mapping[str, float]
 
     def remark(self) -> str:
         """The choice in words, with what it was chosen from."""
+        recipe = self.recipe
         tried = ", ".join(f"{name}: {value:.2f}" for name, value in self.scores.items())
         single = ", ".join(f"{task} {rate:g}" for task, rate in self.single_rates.items())
         return (
-            f"Learning rate {self.learning_rate:g} and sampler {self.sampler!r} are the best of MT at seed {SEED} ({tried})"
+            f"Chosen at seed {SEED}: learning rate {recipe.learning_rate:g}, sampler {recipe.sampler!r}, insert rate "
+            f"{recipe.insert_rate:g}, low-rank rate {recipe.low_rank_rate:g}"
+            + (f" (tried: {tried})" if tried else "")
             + (f"; single-task learning rates, each the best of its own row: {single}." if single else ".")
         )
 
 
-def tune(bench: TextBench, run_jobs: RunJobs, *, single: bool = False) -> Tuned:
-    """Find the best learning rate, then the best sampler, of MT, and with `single` the best learning rate of each ST row.
+def tune(bench: TextBench, run_jobs: RunJobs, what: Collection[Tunable] = ("MT",)) -> Tuned:
+    """Find the best learning rate, then the best sampler, of MT; learning rates of ST rows; rates of what is inserted.
 
     Args:
         bench: Its recipe says where to begin; results go below its folder, and are used again.
         run_jobs: Runs jobs.
-        single: Tune the single-task rows too.
+        what: What to tune; the rest stays as the recipe has it.
     """
-    rates = [factor * bench.recipe.learning_rate for factor in RATES]
-    by_rate = {rate: _tried(bench, rate, bench.recipe.sampler) for rate in rates}
-    jobs = [job for one in by_rate.values() for job in _plain(one)]
-    if single:
-        jobs += [job for one in by_rate.values() for job in _single(one)]
-    run_jobs(_with_data(bench, jobs))
-    scores = {f"{rate:g}": _mean(one) for rate, one in by_rate.items()}
-    best = max(rates, key=lambda rate: scores[f"{rate:g}"])
-    by_sampler = {sampler: _tried(bench, best, sampler) for sampler in get_args(Sampler)}
-    run_jobs(_with_data(bench, [job for one in by_sampler.values() for job in _plain(one)]))
-    of_samplers = {sampler: _mean(one) for sampler, one in by_sampler.items()}
-    return Tuned(
-        best,
-        max(of_samplers, key=lambda sampler: of_samplers[sampler]),
-        {t.name: max(rates, key=lambda r, t=t: _own_score(by_rate[r], t.name)) for t in bench.tasks} if single else {},
-        {**scores, **{name: value for name, value in of_samplers.items() if name != bench.recipe.sampler}},
-    )
+    recipe, single, scores = bench.recipe, {}, {}
+    by_rate = {f * recipe.learning_rate: _tried(bench, learning_rate=f * recipe.learning_rate) for f in RATES}
+    of_several = [job for one in by_rate.values() for job in _rows(one, ["MT"])] if "MT" in what else []
+    of_one = [job for one in by_rate.values() for job in _single(one)] if "ST" in what else []
+    run_jobs(_with_data(bench, of_several + of_one))
+    if "ST" in what:
+        single = {t.name: max(by_rate, key=lambda rate, t=t: _own_score(by_rate[rate], t.name)) for t in bench.tasks}
+    if "MT" in what:
+        of_rates = {rate: _mean(one, "MT") for rate, one in by_rate.items()}
+        recipe = replace(recipe, learning_rate=max(of_rates, key=of_rates.__getitem__))
+        of_samplers = _samplers(replace(bench, recipe=recipe), run_jobs)
+        scores = {f"{rate:g}": value for rate, value in of_rates.items()}
+        scores |= {sampler: value for sampler, value in of_samplers.items() if sampler != recipe.sampler}
+        recipe = replace(recipe, sampler=max(of_samplers, key=of_samplers.__getitem__))
+    if "inserts" in what:
+        recipe, of_inserts = _inserts(replace(bench, recipe=recipe), run_jobs)
+        scores |= of_inserts
+    return Tuned(recipe, single, scores)
 
 
-def _tried(bench: TextBench, rate: float, sampler: Sampler) -> TextBench:
-    recipe = replace(bench.recipe, learning_rate=rate, sampler=sampler)
-    folder = bench.out / f"{rate:g}-{sampler.replace(' ', '-')}"
-    return replace(bench, recipe=recipe, seed=SEED, out=folder, single_rates={})
+def _samplers(bench: TextBench, run_jobs: RunJobs) -> dict[Sampler, float]:
+    """MT's score with each sampler."""
+    tried = {sampler: _tried(bench, sampler=sampler) for sampler in get_args(Sampler)}
+    run_jobs(_with_data(bench, [job for one in tried.values() for job in _rows(one, ["MT"])]))
+    return {sampler: _mean(one, "MT") for sampler, one in tried.items()}
 
 
-def _plain(bench: TextBench) -> list[Job]:
-    label = f"tune {bench.recipe.learning_rate:g} {bench.recipe.sampler}: "
-    jobs = [
-        Job(label + FIRST, first_steps, (bench,), ("sentences",)),
-        Job(label + "MT", finish, (bench, "MT"), (label + FIRST,)),
-    ]
-    if is_done(bench, "MT"):
+def _inserts(bench: TextBench, run_jobs: RunJobs) -> tuple[TextRecipe, dict[str, float]]:
+    """The recipe with the best rate of each kind of insert, and the scores it was chosen by."""
+    rates = {rate: getattr(bench.recipe, rate) for rate in INSERTS}
+    tried = [_tried(bench, **{rate: f * value for rate, value in rates.items()}) for f in INSERT_RATES]
+    run_jobs(_with_data(bench, [job for one in tried for job in _rows(one, list(INSERTS.values()))]))
+    recipe, scores = bench.recipe, {}
+    for rate, row in INSERTS.items():
+        of_rates = {getattr(one.recipe, rate): _mean(one, row) for one in tried}
+        scores |= {f"{row} at {value:g}": mean for value, mean in of_rates.items()}
+        recipe = replace(recipe, **{rate: max(of_rates, key=of_rates.__getitem__)})
+    return recipe, scores
+
+
+def _tried(bench: TextBench, **numbers: Any) -> TextBench:
+    """A bench of tuning in a folder of its own, the same for the same numbers, so that what was tried is not tried again."""
+    recipe = replace(bench.recipe, **numbers)
+    name = f"{recipe.learning_rate:g}-{recipe.sampler.replace(' ', '-')}"
+    if any(getattr(recipe, rate) != getattr(bench.recipe, rate) for rate in INSERTS):
+        name += f"-inserts-{recipe.insert_rate:g}-{recipe.low_rank_rate:g}"
+    return replace(bench, recipe=recipe, seed=SEED, out=bench.out / name, single_rates={})
+
+
+def _rows(bench: TextBench, names: Sequence[str]) -> list[Job]:
+    label = f"tune {bench.out.name.replace('-', ' ')}: "
+    missing = [name for name in names if not is_done(bench, name)]
+    if not missing:
         return []
-    return [replace(jobs[1], after=("sentences",))] if is_done(bench, FIRST) else jobs
+    begun = is_done(bench, FIRST)
+    jobs = [Job(label + name, finish, (bench, name), ("sentences" if begun else label + FIRST,)) for name in missing]
+    return jobs if begun else [Job(label + FIRST, first_steps, (bench,), ("sentences",)), *jobs]
 
 
 def _single(bench: TextBench) -> list[Job]:
@@ -106,8 +138,8 @@ def _with_data(bench: TextBench, jobs: Sequence[Job]) -> list[Job]:
     return [Job("sentences", read, (bench,)), *jobs] if jobs else []
 
 
-def _mean(bench: TextBench) -> float:
-    return average(figures(bench, "MT")["measures"], bench.tasks)
+def _mean(bench: TextBench, row: str) -> float:
+    return average(figures(bench, row)["measures"], bench.tasks)
 
 
 def _own_score(bench: TextBench, task: str) -> float:
