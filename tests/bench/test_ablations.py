@@ -18,6 +18,7 @@ from dtme.bench.experiment import Bench, figures, path_of
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.methods import METHODS
 from dtme.bench.recipe import Recipe
+from dtme.bench.rows import plan_of_method, run_of
 
 RECIPE = Recipe(
     size=16,
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(cli.REGIMES, "plateau", RECIPE)
-        for name in ("trunk", "moment", "variance-ratio", "conflict", "cosines"):
+        for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "conflict", "cosines"):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
             cli.main()
@@ -83,7 +84,7 @@ def test_an_unknown_ablation_lists_all():
         ablation_of("ranks")
 
 
-@pytest.mark.parametrize("name", ["trunk", "moment", "variance-ratio", "conflict", "cosines"])
+@pytest.mark.parametrize("name", ["trunk", "analysis", "rounds", "moment", "variance-ratio", "conflict", "cosines"])
 def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
     assert "<svg" in (folder / f"ablation-{name}.svg").read_text(encoding="utf-8")
     runs = read_lines(folder / f"ablation-{name}.jsonl")
@@ -137,6 +138,43 @@ def test_another_variance_ratio_divides_the_space_elsewhere(folder: Path):
     assert sum(ranks[1.0]) < sum(ranks[1000.0])
 
 
+def test_an_analysis_may_read_more_or_less_and_its_own_time_is_counted(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    read = {reading: BranchPoint(reading=reading).measured(bench).samples for reading in (0.25, 1.0, 4.0)}
+    assert read == {0.25: 4, 1.0: 8, 4.0: 32}
+    first, own = (figures(bench, BranchPoint(reading=reading).name) for reading in (1.0, 4.0))
+    steps = first["analysis_steps"] * own["analysis_seconds"] / first["analysis_seconds"]
+    row = rows_of(read_lines(folder / "ablation-analysis.jsonl"), "TM+TE, 4 x")[0]
+    assert row["analysis_share"] == pytest.approx(steps / RECIPE.steps)
+    assert row["wall_clock_ratio"] == pytest.approx(row["analysis_share"] + row["step_cost"])
+    plain = rows_of(read_lines(folder / "ablation-analysis.jsonl"), "MT")[0]
+    assert plain["analysis_share"] == 0
+    with pytest.raises(ValueError, match="reading=0"):
+        BranchPoint(reading=0)
+
+
+def test_a_second_round_goes_on_with_all_that_the_first_one_had(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    first, second = method_of("TM+TE, 1/3"), method_of("TM+TE in two rounds")
+    plans = {method.name: plan_of_method(bench, method.name) for method in (first, second)}
+    before, after = plans[first.name], plans[second.name]
+    assert before is not None
+    assert after is not None
+    assert (len(before.modulate), len(after.modulate), len(before.expand), len(after.expand)) == (2, 3, 2, 3)
+    assert set(before.modulate) < set(after.modulate)
+    assert set(before.expand) < set(after.expand)
+    state = torch.load(second.branch.start(bench), weights_only=True)
+    assert state["step"] == 4
+    run = run_of(bench, bench.load(), second)
+    assert run.step == 4
+    own = run.model.state_dict()
+    assert set(state["model"]) < set(own)
+    assert all(torch.equal(own[name], weight) for name, weight in state["model"].items())
+    momenta = {name: run.made.state.get(weight, {}) for name, weight in run.model.named_parameters()}
+    assert all((name in state["model"]) == ("exp_avg" in kept) for name, kept in momenta.items())
+    assert {int(kept["step"]) for kept in momenta.values() if kept} == {4}
+
+
 def test_looking_at_gradients_leaves_training_as_it_is(folder: Path):
     bench = Bench("scenes", RECIPE, folder / "seed-0")
     for name in ("MT", "TM+TE"):
@@ -166,7 +204,8 @@ def test_gains_are_paired_and_the_tables_own_arm_is_marked(folder: Path):
     assert not found["TM+TE, frozen"].own
     differences = [rows_of(runs, "TM+TE")[seed]["delta_m"] - rows_of(runs, "MT")[seed]["delta_m"] for seed in (0, 1)]
     assert found["TM+TE"].mean == pytest.approx(sum(differences) / 2)
-    assert found["TM+TE, frozen"].cost > 0
+    costs = [row["step_cost"] for row in rows_of(runs, "TM+TE, frozen").values()]
+    assert found["TM+TE, frozen"].cost == f"{sum(costs) / 2:.2f} x"
 
 
 def test_changes_of_conflict_are_against_the_same_seed_before(folder: Path):

@@ -9,20 +9,33 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_text import make_trunk, write_glue
 
 from dtme import cli
 from dtme.bench.glue import glue_task, read_glue
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.pages import filled
-from dtme.bench.text import TextRecipe
-from dtme.bench.text import rows as text_rows
+from dtme.bench.text import TextRecipe, beginnings, build
+from dtme.bench.text.beginnings import beginning, plateau
 from dtme.bench.text.experiment import TextBench, figures, is_done, keep
 from dtme.bench.text.methods import METHODS
 from dtme.bench.text.results import collect
-from dtme.bench.text.rows import FIRST, finish, first_steps, jobs_of, price, single_task, steps_of, wall_clocks
+from dtme.bench.text.rows import (
+    FIRST,
+    begin_all,
+    finish,
+    first_steps,
+    jobs_of,
+    price,
+    read,
+    single_task,
+    start,
+    steps_of,
+    wall_clocks,
+)
 from dtme.bench.text.table import cells, markdown
-from dtme.bench.text.training import train
+from dtme.bench.text.training import step, train
 from dtme.bench.text.tuning import tune
 
 NAMES = ("CoLA", "STS-B", "RTE")
@@ -60,6 +73,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, data: Path, trunk: str) -> T
 @pytest.fixture(scope="module")
 def whole(bench: TextBench) -> TextBench:
     """Every row of one seed, finished in this process."""
+    begin_all(bench, ignore)
     first_steps(bench, ignore)
     price(bench, ALL, ignore)
     for task in bench.tasks:
@@ -111,18 +125,18 @@ def test_single_task_rows_see_as_much_of_their_task(whole: TextBench):
 def test_what_is_finished_is_used_again_and_other_settings_are_not(whole: TextBench):
     assert jobs_of(whole, ALL) == []
     other = replace(whole, recipe=replace(whole.recipe, rank=2))
-    assert {job.name for job in jobs_of(other, ("MT", "TM"))} == {"sentences", FIRST, "cost", "MT", "TM"}
+    assert {job.name for job in jobs_of(other, ("MT", "TM"))} == {"sentences", "start", FIRST, "cost", "MT", "TM"}
     keep(replace(whole, out=whole.out / "other"), "MT", {})
     assert not is_done(replace(whole, out=whole.out / "other"), "TM")
 
 
 def test_the_same_twice_and_an_interrupted_row_ends_the_same(whole: TextBench, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(text_rows, "KEPT_EVERY", 2)
+    monkeypatch.setattr(beginnings, "KEPT_EVERY", 2)
     again = replace(whole, out=tmp_path)
     first_steps(again, ignore)
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads((whole.out / "report.json").read_text())
 
-    monkeypatch.setattr(text_rows, "train", partial(train, every=1))
+    monkeypatch.setattr(beginnings, "train", partial(train, every=1))
 
     def stop(done: int, total: int) -> None:
         if done >= 7:
@@ -141,6 +155,44 @@ def test_the_same_twice_and_an_interrupted_row_ends_the_same(whole: TextBench, t
         assert figures(again, name)["measures"] == figures(whole, name)["measures"]
         assert [step for step, _ in figures(again, name)["curves"]["CoLA"]][-1] <= 10
         assert not (tmp_path / "rows" / f"{name.replace(' ', '-')}.pt").exists()
+
+
+def test_rows_may_begin_at_a_plateau_trained_once(bench: TextBench, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DTME_CACHE", str(tmp_path / "cache"))
+    own = replace(
+        bench, recipe=replace(bench.recipe, start_steps=7, expand_after=0.0, row_rate=0.5), out=tmp_path / "a"
+    )
+    suite, seen = own.load(), []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 4 and len(seen) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(beginnings, "KEPT_EVERY", 2)
+    monkeypatch.setattr(beginnings, "train", partial(train, every=4))
+    with pytest.raises(KeyboardInterrupt):
+        begin_all(own, stop)
+    begin_all(own, stop)
+    assert seen == [(4, 7), (4, 7), (7, 7)]  # from step 2 on, the second time
+    kept = plateau(own, suite, stop)
+    assert len(seen) == 3
+    plain = build(own.recipe.trunk, suite.tasks, own.seed).state_dict()
+    assert not any(torch.equal(kept[name], plain[name]) for name in plain if name.endswith("predict.weight"))
+    (task,) = (task for task in suite.tasks if task.name == "RTE")
+    for model in (beginning(own, suite), beginning(own, suite, task)):
+        assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
+    other = replace(own, recipe=replace(own.recipe, rank=2, steps=12, insert_rate=3.0), out=tmp_path / "b")
+    begin_all(other, stop)
+    assert len(seen) == 3  # rows of other settings begin with the same
+    run = start(own, suite)
+    assert (run.step, run.drawing.steps) == (0, 10)
+    first_steps(own, ignore)
+    assert figures(own, FIRST)["analysis_steps"] > 0
+    assert torch.load(own.out / "start.pt", weights_only=True)["step"] == 0
+    step(run, suite.batch([(0, 0), (1, 0), (2, 0)]))
+    assert {group["lr"] / group["rate"] for group in run.made.param_groups} == {0.5e-3}
+    assert replace(own, recipe=replace(own.recipe, start_steps=8)).settings() != own.settings()
 
 
 def test_the_command_runs_two_seeds_and_prints_one_table(tmp_path: Path, data: Path, trunk: str, monkeypatch, capsys):
@@ -217,19 +269,14 @@ def test_tuning_takes_the_best_rate_then_the_best_sampler_then_the_rates_of_inse
     def found(jobs) -> None:
         for job in jobs:
             ran.append(job.name)
-            if job.name == "sentences":
+            if job.work in (read, begin_all):
                 continue
             own: TextBench = job.arguments[0]
             recipe = own.recipe
             good = recipe.learning_rate if recipe.learning_rate < 3e-3 else 0.0
             value = 1e4 * good + 10 * (recipe.sampler == "temperature")
-            name = (
-                job.arguments[1]
-                if job.work is finish
-                else FIRST
-                if job.work is first_steps
-                else f"ST {job.arguments[1].name}"
-            )
+            row = job.arguments[-1]
+            name = FIRST if job.work is first_steps else row if job.work is finish else f"ST {row.name}"
             value += recipe.insert_rate * (name == "TM+TE") - recipe.low_rank_rate * (name == "Adapt")
             value += 1e4 * (name == "ST RTE" and good == 0)
             keep(own, name, {"measures": {task: {"x": value} for task in NAMES}})

@@ -22,6 +22,7 @@ class Ablation:
         axis: What the values are.
         arms: Value and method.
         figure: What is drawn: each arm's gain over MT, its conflict before and after, or the cosines of its gradients.
+        price: What is shown beside a gain: a step as a multiple of MT's, or the analysis as a share of MT's training.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Ablation:
     axis: str
     arms: tuple[tuple[str, Method], ...]
     figure: Literal["gains", "conflict", "cosines"] = "gains"
+    price: Literal["step", "analysis"] = "step"
 
 
 def _of_table(*names: str) -> tuple[Method, ...]:
@@ -69,6 +71,9 @@ def _reweighted(place: int, factor: float) -> dict[str, dict[str, float]]:
 _LAST_HALF = "in the last half of the blocks"
 _TM_LAST_HALF = Method("TM last half", f"modulators {_LAST_HALF}", last_blocks(None, modulation=True))
 _SHARES = {"1/6": 1 / 6, "1/3": 1 / 3, "1/2": 0.5, "2/3": 2 / 3, "5/6": 5 / 6}
+_FRACTIONS = _varied("TM+TE", tuple(_SHARES), "1/2", lambda value: _paper(fraction=_SHARES[value]))
+_FIRST_ROUND = dict(_FRACTIONS)["1/3"]
+_READING = {"1/16 x": 1 / 16, "1/4 x": 1 / 4, "1 x": 1.0, "4 x": 4.0}
 _MOMENTS = {"0 %": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75}
 
 ABLATIONS = (
@@ -77,7 +82,7 @@ ABLATIONS = (
         "share of the blocks with modulators, and with task tokens (Fig. 6)",
         "share of the blocks",
         (
-            *_varied("TM+TE", tuple(_SHARES), "1/2", lambda value: _paper(fraction=_SHARES[value])),
+            *_FRACTIONS,
             ("all", _of_table("TM+TE all")[0]),
         ),
     ),
@@ -93,6 +98,13 @@ ABLATIONS = (
         ),
     ),
     Ablation(
+        "analysis",
+        "how much data the analysis of TM+TE reads, and what that costs (Tab. 6)",
+        "batches read",
+        _varied("TM+TE", tuple(_READING), "1 x", lambda value: {"branch": BranchPoint(reading=_READING[value])}),
+        price="analysis",
+    ),
+    Ablation(
         "moment",
         "when the plan of TM+TE is made and applied (Fig. 3)",
         "share of the steps before",
@@ -103,6 +115,24 @@ ABLATIONS = (
         "when rank-4 updates are put into the last block",
         "share of the steps before",
         _varied("Adapt last block", tuple(_MOMENTS), "0 %", lambda value: {"branch": BranchPoint(_MOMENTS[value])}),
+    ),
+    Ablation(
+        "rounds",
+        "TM+TE planned at once, or a third of its blocks at half time",
+        "planned",
+        (
+            ("at once", _of_table("TM+TE")[0]),
+            ("the first round alone", _FIRST_ROUND),
+            (
+                "in two rounds",
+                Method(
+                    "TM+TE in two rounds",
+                    "TM+TE in a third of the blocks, joined at half time by those that conflict most then",
+                    by_conflict(modulation=True, expansion=True),
+                    branch=BranchPoint(0.5, of=_FIRST_ROUND.name),
+                ),
+            ),
+        ),
     ),
     Ablation(
         "tokens",

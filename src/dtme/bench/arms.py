@@ -19,6 +19,9 @@ from dtme.bench.statistics import Paired, paired
 if TYPE_CHECKING:
     from dtme.viz.arms import ArmGain
 
+PRICES = {"step": "step_cost", "analysis": "analysis_share"}
+"""The figure of a row that each price of an ablation is."""
+
 
 def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain]:
     """Each arm's gain in Delta_m over MT, paired by seed.
@@ -35,9 +38,17 @@ def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain
         rows = rows_of(runs, method.name)
         own, other = ([of[seed]["delta_m"] for seed in rows] for of in (rows, plain))
         gain = paired(own, other) if method.name != "MT" else None
-        cost = statistics.fmean(row["step_cost"] for row in rows.values())
+        cost = statistics.fmean(row[PRICES[ablation.price]] for row in rows.values())
         mean, halfwidth = (0.0, math.inf) if gain is None else (gain.mean, gain.halfwidth)
-        found.append(ArmGain(label, mean, halfwidth, cost, own=method in METHODS))
+        found.append(
+            ArmGain(
+                label,
+                mean,
+                halfwidth,
+                f"{cost:.2f} x" if ablation.price == "step" else f"{cost:.1%}",
+                own=method in METHODS,
+            )
+        )
     return found
 
 
@@ -69,7 +80,7 @@ def draw(ablation: Ablation, runs: Sequence[Mapping[str, Any]], path: Path) -> P
         }
         figure = cosine_histograms(cosines, title)
     else:
-        figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs))
+        figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs), ablation.price)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:])
     return path

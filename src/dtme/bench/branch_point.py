@@ -1,4 +1,4 @@
-"""Where a row branches off plain multi-task training: the step, and the analysis made there."""
+"""Where a row branches off plain multi-task training, or off another row: the step, and the analysis made there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from dtme._files import written_whole
 from dtme.analysis import analyze
 from dtme.bench.beginnings import start_of
-from dtme.bench.experiment import Bench, keep
+from dtme.bench.experiment import Bench, figures, keep, path_of
 from dtme.bench.jobs import Report
 from dtme.bench.model import build, hash_of
 from dtme.bench.recipe import Recipe
@@ -24,27 +24,35 @@ from dtme.report import ConflictReport
 
 @dataclass(frozen=True)
 class BranchPoint:
-    """A moment of plain training, and how conflicts are measured there.
+    """A moment of training, and how conflicts are measured there.
 
     Attributes:
-        moment: Share of the steps left at the recipe's own moment, `expand_at`, that plain training takes before.
+        moment: Share of the steps left at the recipe's own moment, `expand_at`, that are taken before.
         variance_ratio: r of the analysis.
+        reading: Batches that the analysis reads, as a multiple of the recipe's.
+        of: The row in whose training the moment lies.
     """
 
     moment: float = 0.0
     variance_ratio: float = 100.0
+    reading: float = 1.0
+    of: str = "MT"
 
     def __post_init__(self) -> None:
         if not 0 <= self.moment < 1:
             raise ValueError(f"moment={self.moment}: give a share of the steps, from 0 up to but not 1.")
+        if self.reading <= 0:
+            raise ValueError(f"reading={self.reading}: give a multiple of the recipe's batches, above 0.")
 
     @property
     def name(self) -> str:
         """Of the job that brings plain training there."""
         if self == BranchPoint():
             return "MT, first steps"
-        return f"MT, {self.moment:.0%} of the steps" + (
-            "" if self.variance_ratio == 100 else f", r {self.variance_ratio:g}"
+        return (
+            f"{self.of}, {self.moment:.0%} of the steps"
+            + ("" if self.variance_ratio == 100 else f", r {self.variance_ratio:g}")
+            + ("" if self.reading == 1 else f", reading {self.reading:g} x")
         )
 
     def step(self, recipe: Recipe) -> int:
@@ -52,13 +60,17 @@ class BranchPoint:
         return recipe.expand_at + round(self.moment * (recipe.steps - recipe.expand_at))
 
     def start(self, bench: Bench) -> Path:
-        """Where the state of plain training at this point is kept."""
+        """Where the state of training at this point is kept."""
+        if self.of != "MT":
+            return path_of(bench, self.name, "pt")
         return bench.out / ("start.pt" if self.moment == 0 else f"start-{self.moment:g}.pt")
 
     def report(self, bench: Bench) -> Path:
         """Where the report of the analysis is kept."""
+        if self.of != "MT":
+            return path_of(bench, f"report of {self.name}", "json")
         own = "" if self == BranchPoint() else f"-{self.moment:g}-{self.variance_ratio:g}"
-        return bench.out / f"report{own}.json"
+        return bench.out / f"report{own}{'' if self.reading == 1 else f'-{self.reading:g}'}.json"
 
     def measured(self, bench: Bench) -> ConflictReport:
         """The report of the analysis."""
@@ -77,13 +89,16 @@ def begin(bench: Bench, report: Report) -> None:
     keep(bench, "MT, first steps", {**found, "analysis_steps": found["analysis_seconds"] / (spare.seconds / 20)})
 
 
-def reach(bench: Bench, point: BranchPoint, report: Report) -> None:
-    """Plain training from the recipe's moment to another, and the analysis there."""
-    suite = bench.load()
-    run = plain_run(bench, suite)
-    run.restore(torch.load(BranchPoint().start(bench), weights_only=True))
+def reach(bench: Bench, point: BranchPoint, run: Run, suite: Suite, report: Report) -> None:
+    """Training from where a run is to the moment of a branch point, and the analysis there."""
     _on_to(point, run, bench, suite, report)
     keep(bench, point.name, _analysed(point, run, bench, suite))
+
+
+def price_of_analysis(bench: Bench, point: BranchPoint) -> tuple[float, float]:
+    """Seconds that the analysis at a branch point took, and how many steps of plain training take as long."""
+    first, own = figures(bench, BranchPoint().name), figures(bench, point.name)["analysis_seconds"]
+    return own, own * first["analysis_steps"] / first["analysis_seconds"]
 
 
 def plain_run(bench: Bench, suite: Suite) -> Run:
@@ -92,10 +107,11 @@ def plain_run(bench: Bench, suite: Suite) -> Run:
     return Run(model, suite.tasks, optimiser(model, bench.recipe))
 
 
-def analysis_batches(bench: Bench, suite: Suite) -> list[dict[str, torch.Tensor]]:
-    """The batches that every analysis of a seed reads."""
+def analysis_batches(bench: Bench, suite: Suite, reading: float = 1.0) -> list[dict[str, torch.Tensor]]:
+    """The batches that every analysis of a seed reads, or so many times as many: more are these and others."""
     recipe = bench.recipe
-    order = data_order(len(suite.train), recipe.batch, recipe.analysis_batches, hash_of(bench.seed, "analysis"))
+    many = max(1, round(reading * recipe.analysis_batches))
+    order = data_order(len(suite.train), recipe.batch, many, hash_of(bench.seed, "analysis"))
     return [suite.train.batch(rows) for rows in order]
 
 
@@ -120,19 +136,19 @@ def conflict_of(model: nn.Module, bench: Bench, suite: Suite) -> dict[str, float
     return {"range": float(found.range_score().mean()), "null": float(found.null_score().mean())}
 
 
-def analyse(model: nn.Module, bench: Bench, suite: Suite, variance_ratio: float = 100.0) -> ConflictReport:
-    """The analysis of a model on the batches that every analysis of a seed reads."""
+def analyse(model: nn.Module, bench: Bench, suite: Suite, point: BranchPoint = BranchPoint()) -> ConflictReport:
+    """The analysis of a model as one is made at a branch point, by default at the recipe's own."""
     return analyze(
         model,
         lambda model, batch: task_losses(model, batch, suite.tasks),
-        analysis_batches(bench, suite),
-        variance_ratio=variance_ratio,
+        analysis_batches(bench, suite, point.reading),
+        variance_ratio=point.variance_ratio,
     )
 
 
 def _analysed(point: BranchPoint, run: Run, bench: Bench, suite: Suite) -> dict[str, Any]:
     began = time.perf_counter()
-    conflicts = analyse(run.model, bench, suite, point.variance_ratio)
+    conflicts = analyse(run.model, bench, suite, point)
     seconds = time.perf_counter() - began
     conflicts.save(point.report(bench))
     return {"analysis_seconds": seconds}

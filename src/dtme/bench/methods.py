@@ -46,7 +46,8 @@ class Method:
         rate: Which learning rate of the recipe is for what `change` adds; the trunk's if `None`.
         settings: What of the recipe is otherwise for this row alone; nothing that the weights it begins with depend on.
         weights: Per suite the weights of the losses, if not the suite's own.
-        branch: Where it branches off plain training, and the analysis its plan comes from.
+        branch: Where it branches off plain training, and the analysis its plan comes from; or off another row, whose inserts
+            stay and are joined by those of the plan.
         shape: The recipe of a model of another shape, which begins with a start of its own.
         lasts: Another method's name and a currency: train for as many steps as that method's training buys in it.
         longer: Train for so many times the steps.
@@ -175,6 +176,11 @@ METHODS = (
         "MT as long as Adapt within 1.5 x",
         "MT for the wall-clock of Adapt within 1.5 x",
         lasts=("Adapt within 1.5 x", "time"),
+    ),
+    Method(
+        "MT as long as Adapt r8 last block",
+        "MT for the wall-clock of Adapt r8 last block",
+        lasts=("Adapt r8 last block", "time"),
     ),
     Method("MT as long as Adapt last 2", "MT for the wall-clock of Adapt last 2", lasts=("Adapt last 2", "time")),
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from dtme.bench.recipe import Recipe
 from dtme.plan import Plan
@@ -103,6 +104,24 @@ def within_cost(max_cost: float, rank: int = 4) -> Planner:
         return report.plan(modulation=False, expansion=False, adaptation=True, rank=rank, max_cost=max_cost)
 
     return plan
+
+
+def grown(before: Plan, wanted: Plan, report: ConflictReport) -> Plan:
+    """A plan in two rounds: what was planned before stays, and blocks wanted now join it, those that conflict most first.
+
+    It ends with as many blocks with modulators, and with task tokens, as the plan that is wanted now has.
+    """
+
+    def filled(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]], scores: Tensor) -> Any:
+        rest = sorted(set(new) - set(old), key=lambda block: -float(scores[report.blocks.index(block)]))
+        return {**old, **{block: new[block] for block in rest[: max(0, len(new) - len(old))]}}
+
+    return replace(
+        wanted,
+        modulate=filled(before.modulate, wanted.modulate, report.range_score()),
+        expand=filled(before.expand, wanted.expand, report.null_score()),
+        adapt=filled(before.adapt, wanted.adapt, report.range_score()),
+    )
 
 
 def other_tasks(planner: Planner) -> Planner:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
+from dtme.bench.branch_point import price_of_analysis
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.methods import Method
@@ -63,7 +64,8 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
-        spent += first["analysis_seconds"] if plan is not None else 0.0
+        analysis, analysis_steps = (0.0, 0.0) if plan is None else price_of_analysis(bench, known.branch)
+        spent += analysis
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
             {
@@ -80,7 +82,8 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
                 "inference_flops": cost["inference_flops"],
                 "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
                 "wall_clock": spent,
-                "wall_clock_ratio": _price(bench, known, steps, cost["step"], first["analysis_steps"]),
+                "wall_clock_ratio": _price(bench, known, steps, cost["step"], analysis_steps),
+                "analysis_share": analysis_steps / bench.recipe.steps,
                 **watched,
             }
         )

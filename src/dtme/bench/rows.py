@@ -18,7 +18,7 @@ from torch import nn
 from dtme._files import written_whole
 from dtme.apply import apply
 from dtme.bench.beginnings import begin_all, start_of, train_on
-from dtme.bench.branch_point import BranchPoint, begin, conflict_of, plain_run, reach
+from dtme.bench.branch_point import BranchPoint, begin, conflict_of, plain_run, price_of_analysis, reach
 from dtme.bench.catalogue import method_of
 from dtme.bench.cosines import CosineLog
 from dtme.bench.cost import costs
@@ -26,6 +26,7 @@ from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, p
 from dtme.bench.jobs import Job, Report
 from dtme.bench.methods import Method
 from dtme.bench.model import MultiTaskViT, build, hash_of
+from dtme.bench.placements import grown
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Suite
 from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser, settle_statistics
@@ -52,7 +53,7 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
     jobs = [
         Job("start", begin_all, (bench,), after=ready),
         Job("MT, first steps", begin, (bench,), after=("start",)),
-        *(Job(point.name, reach, (bench, point), after=("MT, first steps",)) for point in points),
+        *(Job(point.name, go_on_to, (bench, point), after=(method_of(point.of).branch.name,)) for point in points),
         Job("cost", price, (bench, tuple(methods)), after=("MT, first steps", *(point.name for point in points))),
         *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
         *(
@@ -138,8 +139,14 @@ def steps_of(bench: Bench, method: Method) -> int:
     other, currency = method.lasts
     costs_of_other = figures(bench, "cost")["costs"][other]
     per_step = costs_of_other["step" if currency == "time" else "step_flops"]
-    analysis = figures(bench, "MT, first steps")["analysis_steps"]
+    analysis = price_of_analysis(bench, method_of(other).branch)[1] if method_of(other).plan is not None else 0.0
     return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
+
+
+def go_on_to(bench: Bench, point: BranchPoint, report: Report) -> None:
+    """The row in whose training a branch point lies, up to there, and the analysis."""
+    suite = bench.load()
+    reach(bench, point, run_of(bench, suite, method_of(point.of)), suite, report)
 
 
 def recipe_of(bench: Bench, method: Method) -> Recipe:
@@ -155,8 +162,8 @@ def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
         wide = replace(bench, recipe=method.shape(recipe))
         model = build(suite.tasks, wide.recipe, bench.seed, start_of(wide, lambda done, total: None))
         return Run(model, suite.tasks, optimiser(model, recipe))
-    run = plain_run(replace(bench, recipe=recipe), suite)
-    run.restore(torch.load(method.branch.start(bench), weights_only=True))
+    run, grows = plain_run(replace(bench, recipe=recipe), suite), method.branch.of != "MT"
+    run.restore(torch.load((BranchPoint() if grows else method.branch).start(bench), weights_only=True))
     for group, rate in zip(run.made.param_groups, (1.0, 1.0, recipe.head_rate, recipe.head_rate), strict=True):
         group["rate"] = rate  # what was restored holds the table's
     model: Any = run.model
@@ -168,6 +175,10 @@ def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
             torch.manual_seed(hash_of(bench.seed, method.name))
             apply(model, plan)
         add_inserts(run.made, model, recipe, run.step)
+    if grows:
+        other = run_of(bench, suite, method_of(method.branch.of))
+        other.restore(torch.load(method.branch.start(bench), weights_only=True))
+        run.take_over(other)
     if method.change is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_of(bench.seed, method.name))
@@ -202,7 +213,10 @@ def plan_of_method(bench: Bench, name: str) -> Plan | None:
     method = method_of(name)
     if method.plan is None:
         return None
-    return method.plan(method.branch.measured(bench), recipe_of(bench, method), bench.seed)
+    measured = method.branch.measured(bench)
+    plan = method.plan(measured, recipe_of(bench, method), bench.seed)
+    before = None if method.branch.of == "MT" else plan_of_method(bench, method.branch.of)
+    return plan if before is None else grown(before, plan, measured)
 
 
 def trained(bench: Bench, name: str) -> nn.Module:

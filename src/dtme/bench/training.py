@@ -155,6 +155,17 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         self.curves = {task: [list(pair) for pair in pairs] for task, pairs in state["curves"].items()}
 
+    def take_over(self, other: Run) -> None:
+        """Go on from where another run was, with all that it has; what only this one has stays as it is."""
+        old = dict(other.model.named_parameters())
+        self.model.load_state_dict(other.model.state_dict(), strict=False)
+        for name, parameter in self.model.named_parameters():
+            if name in old and old[name] in other.made.state:
+                kept = other.made.state[old[name]]
+                self.made.state[parameter] = {key: value.clone() for key, value in kept.items()}
+        self.step, self.seconds = other.step, other.seconds
+        self.curves = {task: [list(pair) for pair in pairs] for task, pairs in other.curves.items()}
+
 
 def step(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """One step of training on a batch: forward, backward and update, by the learning rates the optimiser has.

@@ -24,11 +24,14 @@ class TextRecipe:
         batches: `"mixed"` or `"homogeneous"`, see `Drawing`.
         sampler: How often each task is drawn.
         temperature: Of the sampler of that name.
+        start_steps: Of all tasks together, before the rows: with 0 rows begin with the pretrained trunk, otherwise with one model
+            per seed that has been trained for so many steps, to its plateau, and single-task rows with its trunk and head, too.
         steps: Of every row of all tasks; a model of one task sees as many of its sentences as these see of it.
         expand_after: Share of the steps after which conflicts are measured and the plan is applied: heads have warmed up then.
         analysis_samples: Training sentences of each task that the analysis reads.
         variance_ratio: r of the analysis.
         learning_rate: Peak learning rate of the trunk.
+        row_rate: Peak learning rate of rows, as a multiple of that of what they begin with.
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
         insert_rate: Learning rate of modulators, task tokens and a task's own norms and biases, as a multiple of the trunk's.
         low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
@@ -48,11 +51,13 @@ class TextRecipe:
     batches: Literal["mixed", "homogeneous"] = "mixed"
     sampler: Sampler = "square root"
     temperature: float = 10.0
+    start_steps: int = 0
     steps: int = 2500
     expand_after: float = 0.1
     analysis_samples: int = 256
     variance_ratio: float = 100.0
     learning_rate: float = 1e-4
+    row_rate: float = 1.0
     head_rate: float = 10.0
     insert_rate: float = 10.0
     low_rank_rate: float = 10.0
@@ -71,7 +76,16 @@ class TextRecipe:
             )
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction}: give a share of the blocks above 0 and up to 1.")
-        for name in ("learning_rate", "head_rate", "insert_rate", "low_rank_rate", "clip", "analysis_samples", "rank"):
+        for name in (
+            "learning_rate",
+            "row_rate",
+            "head_rate",
+            "insert_rate",
+            "low_rank_rate",
+            "clip",
+            "analysis_samples",
+            "rank",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number above 0.")
 

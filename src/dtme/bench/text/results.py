@@ -65,7 +65,7 @@ def collect(
         "settings": bench.settings(),
         "seed": bench.seed,
         "average": how_averaged(suite.tasks),
-        "remarks": list(suite.remarks),
+        "remarks": [*_beginning(bench), *suite.remarks],
         "tasks": [
             {"name": task.name, "metric": "/".join(measure.name for measure in task.measures), "higher_is_better": True}
             for task in suite.tasks
@@ -73,6 +73,16 @@ def collect(
         "rows": rows,
         "seconds": seconds,
     }
+
+
+def _beginning(bench: TextBench) -> list[str]:
+    recipe = bench.recipe
+    if not recipe.start_steps:
+        return []
+    return [
+        f"Every row of a seed, single-task ones too, begins with one model trained for {recipe.start_steps:,} steps on all tasks "
+        f"together, and goes on for {recipe.steps:,} steps' worth of sentences."
+    ]
 
 
 def _measures(bench: TextBench, name: str) -> dict[str, dict[str, float]]:

@@ -7,10 +7,8 @@ schedule; those that put another model in the model's place do so at the same st
 
 from __future__ import annotations
 
-import json
-import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,18 +19,15 @@ from dtme.bench.hashing import hash_of
 from dtme.bench.jobs import Job, Report
 from dtme.bench.text.analysis import analyse
 from dtme.bench.text.batches import drawn
+from dtme.bench.text.beginnings import beginning, plateau, train_on
 from dtme.bench.text.cost import prices
 from dtme.bench.text.evaluation import evaluate
 from dtme.bench.text.experiment import TextBench, figures, is_done, keep, path_of
 from dtme.bench.text.methods import TextMethod, method_of
-from dtme.bench.text.model import build
 from dtme.bench.text.suite import TextSuite
 from dtme.bench.text.tasks import TextTask
 from dtme.bench.text.training import TextRun, add_group, begin, insert, train
 from dtme.report import ConflictReport
-
-KEPT_EVERY = 200
-"""Steps after which an unfinished run is written down, so that it can go on from there."""
 
 FIRST = "MT, first steps"
 
@@ -51,7 +46,8 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
     wanted = [method_of(name) for name in methods]
     dearest = [method for method in wanted if method.as_dearest]
     jobs = [
-        Job(FIRST, first_steps, (bench,), after=("sentences",)),
+        Job("start", begin_all, (bench,), after=("sentences",)),
+        Job(FIRST, first_steps, (bench,), after=("start",)),
         Job("cost", price, (bench, tuple(methods)), after=(FIRST,)),
         *(
             Job(method.name, finish, (bench, method.name), after=("cost",) if method in dearest else (FIRST,))
@@ -59,7 +55,7 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
             if method.name != "ST"
         ),
         *(
-            Job(f"ST {task.name}", single_task, (bench, task), after=("sentences",))
+            Job(f"ST {task.name}", single_task, (bench, task), after=("start",))
             for task in bench.tasks
             if any(method.name == "ST" for method in wanted)
         ),
@@ -85,10 +81,16 @@ def read(bench: TextBench, report: Report) -> None:
     bench.load(report)
 
 
+def begin_all(bench: TextBench, report: Report) -> None:
+    """Train what all rows begin with, where that is more than a pretrained trunk."""
+    if bench.recipe.start_steps:
+        plateau(bench, bench.load(), report)
+    keep(bench, "start", {})
+
+
 def start(bench: TextBench, suite: TextSuite, *, steps: int | None = None) -> TextRun:
-    """A run at its first step, on the tasks of the suite."""
-    model = build(bench.recipe.trunk, suite.tasks, bench.seed, pooling=bench.recipe.pooling).to(bench.device)
-    return begin(model, suite, bench.recipe, seed=bench.seed, steps=steps)
+    """A run at its first step, on all tasks."""
+    return begin(beginning(bench, suite), suite, bench.recipe, seed=bench.seed, steps=steps)
 
 
 def first_steps(bench: TextBench, report: Report) -> None:
@@ -96,16 +98,17 @@ def first_steps(bench: TextBench, report: Report) -> None:
     suite, recipe = bench.load(), bench.recipe
     run = start(bench, suite)
     train(run, recipe.expand_at, advance=lambda step, _: report(step, recipe.expand_at))
+    with written_whole(bench.out / "start.pt") as temporary:
+        torch.save(run.state(), temporary)
     seconds = 0.0
     if len(suite.tasks) > 1:
         began = time.perf_counter()
         conflicts = analyse(run.model, suite, recipe, seed=bench.seed)
         seconds = time.perf_counter() - began
         conflicts.save(bench.out / "report.json")
-    with written_whole(bench.out / "start.pt") as temporary:
-        torch.save(run.state(), temporary)
-    per_step = run.seconds / run.step if run.step else 0.0
-    keep(bench, FIRST, {"analysis_seconds": seconds, "analysis_steps": seconds / per_step if per_step else 0.0})
+    if not run.step:
+        train(run, min(10, recipe.steps))  # for the price of a step; this training is thrown away
+    keep(bench, FIRST, {"analysis_seconds": seconds, "analysis_steps": seconds * run.step / run.seconds})
 
 
 def run_of(bench: TextBench, suite: TextSuite, method: TextMethod) -> TextRun:
@@ -175,31 +178,17 @@ def single_task(bench: TextBench, task: TextTask, report: Report) -> None:
     suite = bench.load()
     sentences = drawn(suite, bench.recipe.drawing(bench.seed))[suite.tasks.index(task)]
     steps = max(2, round(sentences / bench.recipe.batch))
-    rate = bench.single_rates.get(task.name, bench.recipe.learning_rate)
-    own = replace(bench, recipe=replace(bench.recipe, learning_rate=rate))
-    _to_the_end(bench, f"ST {task.name}", lambda: start(own, suite.only(task), steps=steps), report)
+    recipe = replace(bench.recipe, learning_rate=bench.single_rates.get(task.name, bench.recipe.learning_rate))
+    model = beginning(bench, suite, task)
+    _to_the_end(
+        bench, f"ST {task.name}", lambda: begin(model, suite.only(task), recipe, seed=bench.seed, steps=steps), report
+    )
 
 
 def _to_the_end(bench: TextBench, name: str, make: Callable[[], TextRun], report: Report) -> None:
-    """Train to the end, from where an interrupted run of the same settings was last written down, and measure."""
-    path = path_of(bench, name, "pt")
+    """Train to the end and measure."""
     run = make()
-    kept = _unfinished(path, bench.settings())
-    if kept is not None:
-        run.restore(kept)
-    while run.step < run.drawing.steps:
-        train(run, min(run.drawing.steps, run.step + KEPT_EVERY), advance=report)
-        if run.step < run.drawing.steps:
-            with written_whole(path) as temporary:
-                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
+    train_on(bench, name, run, report)
     found = evaluate(run.model, run.suite, precision=bench.recipe.precision)
     keep(bench, name, {"measures": found, "curves": run.curves, "seconds": run.seconds, "steps": run.drawing.steps})
-    path.unlink(missing_ok=True)
-
-
-def _unfinished(path: Any, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        kept = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None
-    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None
+    path_of(bench, name, "pt").unlink(missing_ok=True)

@@ -212,7 +212,7 @@ def step(run: TextRun, batch: Batch) -> dict[str, Tensor]:
     """
     for group in run.made.param_groups:
         share = schedule(run.step, run.drawing.steps, round(run.recipe.warmup * run.drawing.steps))
-        group["lr"] = run.recipe.learning_rate * group["rate"] * share
+        group["lr"] = run.recipe.learning_rate * run.recipe.row_rate * group["rate"] * share
     with torch.random.fork_rng(devices=[batch.tasks.device] if batch.tasks.is_cuda else []):
         torch.manual_seed(hash_of(run.drawing.seed, "dropout", run.drawing.rank, run.step))
         losses = task_losses(run.model, run.suite, batch, run.recipe.precision)

@@ -15,7 +15,7 @@ from dtme.bench.jobs import Job
 from dtme.bench.text.evaluation import average, score
 from dtme.bench.text.experiment import TextBench, figures, is_done
 from dtme.bench.text.recipe import TextRecipe
-from dtme.bench.text.rows import FIRST, finish, first_steps, read, single_task
+from dtme.bench.text.rows import FIRST, begin_all, finish, first_steps, read, single_task
 from dtme.bench.text.samplers import Sampler
 
 SEED = -1
@@ -122,20 +122,25 @@ def _rows(bench: TextBench, names: Sequence[str]) -> list[Job]:
         return []
     begun = is_done(bench, FIRST)
     jobs = [Job(label + name, finish, (bench, name), ("sentences" if begun else label + FIRST,)) for name in missing]
-    return jobs if begun else [Job(label + FIRST, first_steps, (bench,), ("sentences",)), *jobs]
+    start = _start(bench)
+    return jobs if begun else [start, Job(label + FIRST, first_steps, (bench,), (start.name,)), *jobs]
 
 
 def _single(bench: TextBench) -> list[Job]:
-    label = f"tune {bench.recipe.learning_rate:g}: ST "
-    return [
-        Job(label + task.name, single_task, (bench, task), ("sentences",))
-        for task in bench.tasks
-        if not is_done(bench, f"ST {task.name}")
-    ]
+    label, start = f"tune {bench.recipe.learning_rate:g}: ST ", _start(bench)
+    missing = [task for task in bench.tasks if not is_done(bench, f"ST {task.name}")]
+    jobs = [Job(label + task.name, single_task, (bench, task), (start.name,)) for task in missing]
+    return [start, *jobs] if jobs else []
+
+
+def _start(bench: TextBench) -> Job:
+    return Job(f"tune {bench.out.name.replace('-', ' ')}: start", begin_all, (bench,), ("sentences",))
 
 
 def _with_data(bench: TextBench, jobs: Sequence[Job]) -> list[Job]:
-    return [Job("sentences", read, (bench,)), *jobs] if jobs else []
+    """The jobs, each once, behind the one that reads what all of them are about."""
+    once = {job.name: job for job in jobs}.values()
+    return [Job("sentences", read, (bench,)), *once] if jobs else []
 
 
 def _mean(bench: TextBench, row: str) -> float:
