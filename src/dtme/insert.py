@@ -10,6 +10,7 @@ has a task of its own, a lane per row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,31 @@ from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
 ALL = slice(None)
 """All output channels of a linear layer."""
+
+
+@dataclass
+class Passage:
+    """What `enter` finds out about a call and `leave` needs; apart from the module, whose own attributes are slow to set.
+
+    Attributes:
+        groups: Which tasks each stream serves.
+        appended: Task tokens at the end of the sequence.
+        hides_later: Whether the block hides later positions by itself.
+        adapting: Per lane, the row of its task in the low-rank updates; `None` where that is not known.
+        batch_dim: Where the samples lie.
+        lane_samples: Samples of a lane.
+        idle: Adapted layers that have not been called yet.
+        held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
+    """
+
+    groups: Groups = ()
+    appended: int = 0
+    hides_later: bool = False
+    adapting: Places | None = field(default_factory=list)
+    batch_dim: int = 0
+    lane_samples: int = 0
+    idle: set[str] = field(default_factory=set)
+    held: tuple[Lanes, Call, Places] | None = None
 
 
 class Insert(nn.Module):
@@ -99,15 +125,7 @@ class Insert(nn.Module):
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
         self._known: dict[Any, bool] = {}  # kinds of calls that take task tokens: does the block hide later positions
-        # What `enter` finds out about a call and `leave` needs, renewed at every call.
-        self._groups: Groups = ()
-        self._appended = 0
-        self._hides_later = False
-        self._adapting: Places | None = []
-        self._batch_dim = 0
-        self._lane_samples = 0
-        self._idle: set[str] = set()
-        self._held: tuple[Lanes, Call, Places] | None = None
+        self._passage = Passage()
 
     def _layers_of(self, block: nn.Module, plan: Plan) -> dict[str, Linear]:
         try:
@@ -126,7 +144,7 @@ class Insert(nn.Module):
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The block's call with its streams folded into the batch, modulated and expanded."""
         if self._is_passed_by(args, kwargs):
-            self._groups = ()
+            self._passage.groups = ()
             return args, kwargs
         key = tokens_key(args, kwargs, self.argument_names)
         given: Tensor = take(args, kwargs, key)
@@ -138,13 +156,13 @@ class Insert(nn.Module):
             )
         if not torch.compiler.is_compiling():
             check_samples(self.name, block, given, layout, self.routing.given)
-        self._appended, self._held, self._batch_dim = 0, None, layout.batch
+        self._passage.appended, self._passage.held, self._passage.batch_dim = 0, None, layout.batch
         samples = given.shape[layout.batch]
         ids = self.routing.rows
         if ids is None:
             parting = (*self.modulated, *self.adapted, *(() if self.joint else self.expanded))
-            self._groups = refine(groups_of(given, self.routing.active), parting)
-            lanes = len(self._groups)
+            self._passage.groups = refine(groups_of(given, self.routing.active), parting)
+            lanes = len(self._passage.groups)
             if lanes > 1 and not isinstance(given, Streams) and not torch.compiler.is_compiling():
                 show_streams_plainly(self.routing.model)
         else:
@@ -152,15 +170,21 @@ class Insert(nn.Module):
                 raise ValueError(
                     f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {self.name!r}."
                 )
-            self._groups, lanes = (self.routing.active,), samples
-        self._adapting = self._places(self.adapted) if self.adapted else []
-        self._lane_samples = samples if ids is None else 1
-        self._idle = set(self.low_rank)
+            self._passage.groups, lanes = (self.routing.active,), samples
+        self._passage.adapting = self._places(self.adapted) if self.adapted else []
+        self._passage.lane_samples = samples if ids is None else 1
+        self._passage.idle = set(self.low_rank)
         call = put(args, kwargs, key, self._modulate(given, lanes, layout))
-        if len(self._groups) > 1:
+        if len(self._passage.groups) > 1:
             length = None if layout.token is None else given.shape[layout.token]
             call = change_rows(
-                call, self.argument_names, samples, length, partial(fold, groups=self._groups), key, layout.batch
+                call,
+                self.argument_names,
+                samples,
+                length,
+                partial(fold, groups=self._passage.groups),
+                key,
+                layout.batch,
             )
         return call if self.tokens is None else self._expand(block, call, key, lanes, layout)
 
@@ -183,7 +207,7 @@ class Insert(nn.Module):
     def _places(self, tasks: tuple[str, ...]) -> Places:
         ids = self.routing.rows
         if ids is None:
-            return [tasks.index(group[0]) if group[0] in tasks else -1 for group in self._groups]
+            return [tasks.index(group[0]) if group[0] in tasks else -1 for group in self._passage.groups]
         return torch.tensor(
             [tasks.index(task) if task in tasks else -1 for task in self.routing.tasks], device=ids.device
         )[ids]
@@ -192,11 +216,11 @@ class Insert(nn.Module):
         """The folded tokens of every lane, modulated where its task has a modulator here."""
         places = self._places(self.modulated)
         if self.scale is None or self.shift is None or (isinstance(places, list) and max(places) < 0):
-            return fold(given, self._groups, layout.batch)
+            return fold(given, self._passage.groups, layout.batch)
         if self.routing.rows is not None:
             unfolded = given.unsqueeze(layout.batch + 1)
         elif isinstance(given, Streams):
-            unfolded = fold(given, self._groups, layout.batch).unflatten(layout.batch, (lanes, -1))
+            unfolded = fold(given, self._passage.groups, layout.batch).unflatten(layout.batch, (lanes, -1))
         else:
             unfolded = given.unsqueeze(layout.batch)  # broadcast over the lanes: the product makes the copies
         if self.statistics is not None:
@@ -243,15 +267,15 @@ class Insert(nn.Module):
         places = self._places(self.expanded)
         if len(self.expanded) < len(self.routing.tasks):
             having, lacking, order = split(places)
-            adapting = self._adapting
+            adapting = self._passage.adapting
             assert adapting is not None
             if not len(having):
                 return call
             if len(lacking):
                 choose = partial(self._choose, call, key, lanes, layout, rows, tokens.shape[layout.token])
-                self._held = order, choose(lacking), at(adapting, lacking) if self.adapted else []
+                self._passage.held = order, choose(lacking), at(adapting, lacking) if self.adapted else []
                 call, places = choose(having), at(places, having)
-                self._adapting = at(adapting, having) if self.adapted else []
+                self._passage.adapting = at(adapting, having) if self.adapted else []
         extra = rows_of(self.tokens, places, 0.0).unsqueeze(1).expand(-1, samples, -1, -1).flatten(0, 1)
         return self._append(block, call, key, layout, extra)
 
@@ -272,11 +296,11 @@ class Insert(nn.Module):
             reason = refusal(block, named, length)
             if reason is not None:
                 raise ValueError(self._refused(block, reason))
-            self._hides_later = is_causal(block, named)
+            self._passage.hides_later = is_causal(block, named)
             if kind is not None:
-                self._known[kind] = self._hides_later
+                self._known[kind] = self._passage.hides_later
         else:
-            self._hides_later = self._known[kind]
+            self._passage.hides_later = self._known[kind]
 
     def _refused(self, block: nn.Module, reason: str) -> str:
         return (
@@ -295,7 +319,7 @@ class Insert(nn.Module):
     ) -> Call:
         assert layout.token is not None
         tokens: Tensor = take(*call, key)
-        self._appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
+        self._passage.appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
 
         def widened(place: int | str, value: Any) -> Any:
             name = place if isinstance(place, str) else "".join(self.argument_names[place : place + 1])
@@ -304,14 +328,14 @@ class Insert(nn.Module):
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
             if is_mask_over_others(name, value, length):
-                return extend_rows(value, self._appended)
+                return extend_rows(value, self._passage.appended)
             if not is_mask(name, value, length):
                 try:
-                    return extend_positions(name, value, length, self._appended)
+                    return extend_positions(name, value, length, self._passage.appended)
                 except ValueError as why:
                     raise ValueError(self._refused(block, str(why))) from None
             by_sample = value.ndim == 2 and has_rows(name, value, rows, length)
-            return extend_mask(value, length, self._appended, true_hides=self.true_hides, by_sample=by_sample)
+            return extend_mask(value, length, self._passage.appended, true_hides=self.true_hides, by_sample=by_sample)
 
         args, kwargs = self._told_positions(block, call, tokens, length)
         return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
@@ -319,7 +343,7 @@ class Insert(nn.Module):
     def _told_positions(self, block: nn.Module, call: Call, tokens: Tensor, length: int) -> Call:
         """The call with the mask and the biases of positions that the block, told none, would make from the length."""
         named = self._named(call)
-        mask = mask_argument(tuple(named)) if self._hides_later else None
+        mask = mask_argument(tuple(named)) if self._passage.hides_later else None
         if mask is not None and named[mask] is None:
             call = self._with_argument(call, mask, causal_mask(length, tokens))
         wanted = "position_bias" in named and named["position_bias"] is None
@@ -335,22 +359,22 @@ class Insert(nn.Module):
     def leave(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """The block's output without task tokens, its streams behind one tensor."""
         self._check_all_ran()
-        if not (self._appended or self._held or len(self._groups) > 1):
+        if not (self._passage.appended or self._passage.held or len(self._passage.groups) > 1):
             return output
         entered: Tensor = take(args, kwargs, tokens_key(args, kwargs, self.argument_names))
         layout = self._layout_of(block, entered)
         whole = tokens = output if isinstance(output, Tensor) else tokens_of(output, entered, self.name)
-        if self._appended:
+        if self._passage.appended:
             self._check_length(block, entered, tokens, layout)
-            tokens = drop(tokens, self._appended, layout)
+            tokens = drop(tokens, self._passage.appended, layout)
             if output is not whole:
-                output = map_tensors(output, partial(crop, whole=whole, count=self._appended, layout=layout))
-        if self._held is not None:
-            order, (held_args, held_kwargs), self._adapting = self._held
-            self._held = None
+                output = map_tensors(output, partial(crop, whole=whole, count=self._passage.appended, layout=layout))
+        if self._passage.held is not None:
+            order, (held_args, held_kwargs), self._passage.adapting = self._passage.held
+            self._passage.held = None
             key = tokens_key(held_args, held_kwargs, self.argument_names)
             held = block.forward(*held_args, **held_kwargs)
-            self._adapting = None  # a recomputation of the block's forward alone is of one part or the other
+            self._passage.adapting = None  # a recomputation of the block's forward alone is of one part or the other
             output = self._rejoin_others(output, held, whole, order, layout.batch)
             tokens = self._rejoin(
                 tokens, tokens_of(held, take(held_args, held_kwargs, key), self.name), order, layout.batch
@@ -358,10 +382,10 @@ class Insert(nn.Module):
         output = (
             tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
         )
-        if len(self._groups) > 1:
+        if len(self._passage.groups) > 1:
             rows = tokens.shape[layout.batch]
             output = map_tensors(
-                output, partial(_part, tokens=tokens, groups=self._groups, rows=rows, dim=layout.batch)
+                output, partial(_part, tokens=tokens, groups=self._passage.groups, rows=rows, dim=layout.batch)
             )
         return output
 
@@ -376,9 +400,10 @@ class Insert(nn.Module):
         return choose_lanes(torch.cat([expanded, held], dim), len(order), order, dim)
 
     def _check_all_ran(self) -> None:
-        if self._idle:
+        idle = self._passage.idle
+        if idle:
             raise ValueError(
-                f"adapt: block {self.name!r} uses the weight of its layer {min(self._idle)!r} without calling the layer, so that "
+                f"adapt: block {self.name!r} uses the weight of its layer {min(idle)!r} without calling the layer, so that "
                 "an update would do nothing. Leave it out: choose the layers by adapt_layers, a regular expression over their "
                 "names."
             )
@@ -409,8 +434,8 @@ class Insert(nn.Module):
         Its samples lie where those of the block's tokens do, or in `batch_dim`. Outputs that are `fresh`, and no one else's,
         may be written to.
         """
-        self._idle.discard(layer)
-        places = self._adapting
+        self._passage.idle.discard(layer)
+        places = self._passage.adapting
         if layer not in self.low_rank or (isinstance(places, list) and max(places, default=-1) < 0):
             return outputs
         if places is None:
@@ -419,14 +444,14 @@ class Insert(nn.Module):
                 f"ran in two parts, with task tokens for {self.expanded} and without, which cannot be told apart then. Plan task "
                 "tokens there for all tasks, or updates elsewhere, or turn checkpointing off."
             )
-        batch_dim = self._batch_dim if batch_dim is None else batch_dim
+        batch_dim = self._passage.batch_dim if batch_dim is None else batch_dim
         if inputs.ndim < 3 and batch_dim != 0:
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
                 "samples, where streams cannot be told apart. Use batch_first=True, or leave it out with adapt_layers."
             )
         rows = inputs.shape[batch_dim]
-        if rows % (len(places) * self._lane_samples):
+        if rows % (len(places) * self._passage.lane_samples):
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} is given {tuple(inputs.shape)}, shared by all streams, and so "
                 "cannot be adapted per task. Choose the layers by adapt_layers, a regular expression over their names."

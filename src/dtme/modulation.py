@@ -7,6 +7,7 @@ so that inserting modulators changes nothing until they are trained.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
@@ -18,11 +19,10 @@ def modulate(
     """`scale * tokens + shift`, computed in the wider type of the two and rounded once to the tokens' own.
 
     Example:
-        >>> import torch
         >>> modulate(torch.ones(1, 2), torch.tensor([2.0, 3.0]), torch.tensor([0.0, -1.0])).tolist()
         [[2.0, 2.0]]
     """
-    return (tokens * scale).add_(shift).to(tokens.dtype)
+    return torch.addcmul(shift, tokens, scale).to(tokens.dtype)  # one pass over the tokens
 
 
 class TokenStatistics(nn.Module):
