@@ -37,6 +37,14 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder for what is made once, of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def crew() -> Iterator[Callable[[int], Crew]]:
     """So many processes in one group, the same ones throughout the session."""

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_dense import TINY
 
 from dtme import cli
 from dtme.bench.ablations import ABLATIONS, ablation_of
@@ -17,32 +19,12 @@ from dtme.bench.cosines import CosineLog
 from dtme.bench.experiment import Bench, figures, path_of
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.methods import METHODS
-from dtme.bench.recipe import Recipe
 from dtme.bench.rows import plan_of_method, run_of
 
-RECIPE = Recipe(
-    size=16,
-    patch=4,
-    width=16,
-    depth=6,
-    attention_heads=2,
-    head_width=8,
-    batch=4,
-    images=(6, 6, 4),
-    start="plateau",
-    pretrain_steps=4,
-    steps=8,
-    expand_at=0,
-    analysis_batches=2,
-    warmup=1,
-)
+RECIPE = replace(TINY, depth=6, pretrain_steps=4, steps=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")

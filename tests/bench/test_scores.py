@@ -1,41 +1,26 @@
 """Scores of blocks, each against what it is said to be, and how their correlation with gains is taken."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny_dense import TINY
 
 from dtme.bench.beginnings import begin_all
 from dtme.bench.branch_point import BranchPoint, analysis_batches, begin, plain_run
 from dtme.bench.experiment import Bench
-from dtme.bench.recipe import Recipe
 from dtme.bench.scores import SCORES, block_scores, conflict_products, correlations, unshared_energy
 from dtme.bench.training import task_losses, weighted
 
-RECIPE = Recipe(
-    size=16,
-    patch=4,
-    width=16,
-    depth=3,
-    attention_heads=2,
-    head_width=8,
-    batch=4,
-    images=(6, 6, 4),
-    start="plateau",
-    pretrain_steps=3,
-    steps=4,
-    expand_at=0,
-    analysis_batches=2,
-    warmup=1,
-)
+RECIPE = replace(TINY, pretrain_steps=3, steps=4)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = Bench("scenes", RECIPE, tmp_path_factory.mktemp("runs"))
-        begin_all(made, lambda done, total: None)
-        begin(made, lambda done, total: None)
-        yield made
+def bench(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Bench:
+    made = Bench("scenes", RECIPE, tmp_path_factory.mktemp("runs"))
+    begin_all(made, lambda done, total: None)
+    begin(made, lambda done, total: None)
+    return made
 
 
 def test_every_score_has_a_value_per_block(bench: Bench):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tiny_dense import TINY
 
 from dtme import cli
 from dtme.bench import beginnings
@@ -19,27 +20,12 @@ from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.methods import METHODS as METHODS_OF_TABLE
-from dtme.bench.recipe import Recipe
 from dtme.bench.rows import finish, jobs_of, run_of, steps_of, trained
 from dtme.bench.table import cells, markdown
 from dtme.bench.training import train
+from dtme.bench.unfinished import read_again
 
-RECIPE = Recipe(
-    size=16,
-    patch=4,
-    width=16,
-    depth=3,
-    attention_heads=2,
-    head_width=8,
-    batch=4,
-    images=(6, 6, 4),
-    start="plateau",
-    pretrain_steps=5,
-    steps=6,
-    expand_at=0,
-    analysis_batches=2,
-    warmup=1,
-)
+RECIPE = TINY
 METHODS = ("ST", "MT", "TM+TE", "MT as long as TM+TE", "TM+TE random, same cost", "Adapt last block")
 
 
@@ -47,11 +33,7 @@ def ignore(done: int, total: int) -> None:
     pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +133,9 @@ def test_what_an_interrupted_row_left_is_not_used_with_other_settings(tmp_path: 
     path = tmp_path / "rows" / "MT.pt"
     path.parent.mkdir()
     torch.save({"settings": json.dumps({"seed": 5}), "run": {}}, path)
-    assert beginnings._unfinished(path, {"seed": 4}) is None
+    assert read_again(path, {"seed": 4}) is None
     path.write_bytes(b"cut short")
-    assert beginnings._unfinished(path, {"seed": 5}) is None
+    assert read_again(path, {"seed": 5}) is None
 
 
 def test_new_methods_are_priced_when_they_come(folder: Path):

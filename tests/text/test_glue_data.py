@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_text import make_trunk, write_glue
 
 from dtme.bench.glue import TASKS, folders_in, glue_task, read_glue, read_hub
 from dtme.bench.text import load, read_folder
@@ -21,21 +20,7 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "glue"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real files are not there: {REAL}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_trunk(tmp_path_factory.mktemp("trunk"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_glue(tmp_path_factory.mktemp("glue"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @real

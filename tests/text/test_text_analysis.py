@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_text import make_trunk, write_glue
 from torch import Tensor, nn
 
 import dtme
@@ -24,20 +23,8 @@ TASKS = tuple(glue_task(name) for name in NAMES)
 
 
 @pytest.fixture(scope="module")
-def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_glue(tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_trunk(tmp_path_factory.mktemp("trunk"))
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory, glue: Path, trunk: str):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield load(TASKS, partial(read_glue, glue), trunk)
+def suite(cache: None, data: Path, trunk: str) -> TextSuite:
+    return load(TASKS, partial(read_glue, data), trunk)
 
 
 def losses_of(suite: TextSuite, shares: dict[int, int]):
@@ -119,9 +106,9 @@ def test_the_engine_analyses_equally_many_sentences_of_each_task_in_batches_of_t
     assert plan.parameters(16) == 2 * 3 * 3 * 16
 
 
-def test_a_plan_on_the_real_minilm_adds_what_the_formula_says(glue: Path, monkeypatch, tmp_path: Path):
+def test_a_plan_on_the_real_minilm_adds_what_the_formula_says(data: Path, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("DTME_CACHE", str(tmp_path))
-    suite = load(TASKS[:2], partial(read_glue, glue), MINILM)
+    suite = load(TASKS[:2], partial(read_glue, data), MINILM)
     model = build(MINILM, TASKS[:2], 0)
     report = analyse(model, suite, TextRecipe(batch=4, steps=2, analysis_samples=4))
     assert report.blocks == tuple(f"trunk.encoder.layer.{d}" for d in range(6))

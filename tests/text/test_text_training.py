@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
-from tiny_text import make_trunk, write_glue
+from tiny_text import make_trunk
 from torch import Tensor, nn
 
 import dtme
@@ -37,10 +38,8 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory, still: str):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield load(TASKS, partial(read_glue, write_glue(tmp_path_factory.mktemp("glue"))), still)
+def suite(cache: None, data: Path, still: str) -> TextSuite:
+    return load(TASKS, partial(read_glue, data), still)
 
 
 def blocks(depth: int = 4) -> list[str]:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from dtme._files import written_whole
 from dtme.bench.cache import cached
 from dtme.bench.experiment import LOSS_WEIGHTS, Bench, keep, path_of
 from dtme.bench.jobs import Report
@@ -21,6 +14,7 @@ from dtme.bench.model import build, hash_of
 from dtme.bench.recipe import PRETRAINING, Recipe
 from dtme.bench.suite import Split
 from dtme.bench.training import Run, optimiser, train
+from dtme.bench.unfinished import read_again, write_down
 
 KEPT_EVERY = 1000
 """Steps after which an unfinished run is written down, so that it can go on from there."""
@@ -84,21 +78,12 @@ def train_on(
         report: Told the steps done.
     """
     path = path_of(bench, name, "pt")
-    kept = _unfinished(path, bench.settings())
+    kept = read_again(path, bench.settings())
     if kept is not None:
         run.restore(kept)
     while run.step < steps:
         until = min(steps, run.step + KEPT_EVERY)
         train(run, split, recipe, seed=seed, steps=steps, until=until, advance=lambda step: report(step, steps))
         if run.step < steps:
-            with written_whole(path) as temporary:
-                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
+            write_down(path, bench.settings(), run.state())
     path.unlink(missing_ok=True)
-
-
-def _unfinished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        kept = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None
-    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None

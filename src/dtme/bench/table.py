@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from dtme.bench.against import against_plain
 from dtme.bench.lines import rows_of
-from dtme.bench.statistics import paired, spread
+from dtme.bench.statistics import spread
 
 Runs = Sequence[Mapping[str, Any]]
 """Results, one per seed."""
@@ -38,8 +38,7 @@ def cells(runs: Runs, methods: Sequence[str] | None = None) -> tuple[list[str], 
 
 
 def _row(runs: Runs, method: str, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = rows_of(runs, method)
-    own = list(rows.values())
+    own = list(rows_of(runs, method).values())
 
     def mean(of: str) -> float:
         return statistics.fmean(row[of] for row in own)
@@ -52,24 +51,13 @@ def _row(runs: Runs, method: str, tasks: Sequence[Mapping[str, Any]]) -> list[st
         method if len(own) == len(runs) else f"{method} ({len(own)} seeds)",
         *(_figure(statistics.fmean(row["metrics"][task["name"]] for row in own)) for task in tasks),
         gain,
-        *(_against_plain(runs, rows, method) if len(runs) > 1 else []),
+        *(against_plain(runs, method, "delta_m") if len(runs) > 1 else []),
         f"{added:,} ({share:.2f} %)" if added else "0",
         f"{mean('step_cost'):.2f} x",
         f"{mean('inference_cost'):.2f} x",
         f"{mean('wall_clock_ratio'):.2f} x",
         _parting(own),
     ]
-
-
-def _against_plain(runs: Runs, rows: Mapping[int, Mapping[str, Any]], method: str) -> list[str]:
-    plain = rows_of(runs, "MT")
-    seeds = [seed for seed in rows if seed in plain]
-    if method == "MT" or not seeds:
-        return ["0" if method == "MT" else "-", "-"]
-    found = paired([rows[seed]["delta_m"] for seed in seeds], [plain[seed]["delta_m"] for seed in seeds])
-    if math.isinf(found.halfwidth):
-        return [f"{found.mean:+.2f}", "-"]
-    return [f"{found.mean:+.2f} ± {found.halfwidth:.2f}", "<0.001" if found.p < 0.001 else f"{found.p:.3f}"]
 
 
 def _parting(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from dtme._files import written_whole
 from dtme.bench.cache import cached
 from dtme.bench.hashing import hash_of
 from dtme.bench.jobs import Report
@@ -23,6 +16,7 @@ from dtme.bench.text.suite import TextSuite
 from dtme.bench.text.tasks import TextTask
 from dtme.bench.text.training import TextRun, begin, train
 from dtme.bench.text.trunk import name_of
+from dtme.bench.unfinished import read_again, write_down
 
 KEPT_EVERY = 200
 """Steps after which an unfinished run is written down, so that it can go on from there."""
@@ -83,19 +77,10 @@ def train_on(bench: TextBench, name: str, run: TextRun, report: Report) -> None:
         report: Told the steps done.
     """
     path = path_of(bench, name, "pt")
-    kept = _unfinished(path, bench.settings())
+    kept = read_again(path, bench.settings())
     if kept is not None:
         run.restore(kept)
     while run.step < run.drawing.steps:
         train(run, min(run.drawing.steps, run.step + KEPT_EVERY), advance=report)
         if run.step < run.drawing.steps:
-            with written_whole(path) as temporary:
-                torch.save({"settings": json.dumps(bench.settings()), "run": run.state()}, temporary)
-
-
-def _unfinished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        kept = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return None
-    return kept["run"] if json.loads(kept["settings"]) == json.loads(json.dumps(settings)) else None
+            write_down(path, bench.settings(), run.state())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from dtme.bench.against import against_plain
 from dtme.bench.lines import rows_of
-from dtme.bench.statistics import paired, spread
+from dtme.bench.statistics import spread
 
 Runs = Sequence[Mapping[str, Any]]
 """Results, one per seed."""
@@ -29,8 +29,7 @@ def cells(runs: Runs, methods: Sequence[str] | None = None) -> tuple[list[str], 
 
 
 def _row(runs: Runs, method: str) -> list[str]:
-    rows = rows_of(runs, method)
-    own = list(rows.values())
+    own = list(rows_of(runs, method).values())
 
     def mean(of: str) -> float:
         return statistics.fmean(row[of] for row in own)
@@ -42,24 +41,13 @@ def _row(runs: Runs, method: str) -> list[str]:
         method if len(own) == len(runs) else f"{method} ({len(own)} of {len(runs)} seeds)",
         *(f"{statistics.fmean(row['metrics'][task['name']] for row in own):.2f}" for task in runs[0]["tasks"]),
         f"{statistics.fmean(means):.2f}" + (f" ± {spread(means):.2f}" if len(means) > 1 else ""),
-        *_against_plain(runs, rows, method),
+        *against_plain(runs, method, "mean"),
         "0" if method == "ST" else f"{statistics.fmean(gains):+.2f}" if len(gains) == len(own) else "-",
         f"{added:,} ({mean('parameters_added_percent'):.2f} %)" if added else "0",
         f"{mean('step_cost'):.2f} x",
         f"{mean('inference_cost'):.2f} x",
         f"{mean('wall_clock_ratio'):.2f} x",
     ]
-
-
-def _against_plain(runs: Runs, rows: Mapping[int, Mapping[str, Any]], method: str) -> list[str]:
-    plain = rows_of(runs, "MT")
-    seeds = [seed for seed in rows if seed in plain]
-    if method == "MT" or not seeds:
-        return ["0" if method == "MT" else "-", "-"]
-    found = paired([rows[seed]["mean"] for seed in seeds], [plain[seed]["mean"] for seed in seeds])
-    if math.isinf(found.halfwidth):
-        return [f"{found.mean:+.2f}", "-"]
-    return [f"{found.mean:+.2f} ± {found.halfwidth:.2f}", "<0.001" if found.p < 0.001 else f"{found.p:.3f}"]
 
 
 def notes(runs: Runs) -> list[str]:
