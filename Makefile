@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test zoo overhead tables bench lint clean
+.PHONY: setup demo test zoo overhead findings tables bench lint clean
 
 setup: .venv/.ready-test
 
@@ -19,6 +19,10 @@ zoo: .venv/.ready-test
 overhead: .venv/.ready-test
 	$(BIN)/python benchmarks/forward_overhead.py
 	PYTHONPATH=tests/zoo $(BIN)/python tests/zoo_table.py
+
+# Every result of docs/findings.md, for DATA=dsb2018_nuclei.tar both suites; hours, and it goes on where it was interrupted.
+findings: .venv/.ready-test
+	$(BIN)/python benchmarks/findings.py $(if $(DATA),--data $(DATA))
 
 # The tables of README and docs, and the figures of the findings, from the committed results.
 tables: .venv/.ready-test

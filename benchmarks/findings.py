@@ -1,0 +1,130 @@
+"""Make every result of docs/findings.md anew, in the order in which one needs the other: `make findings DATA=...`.
+
+python benchmarks/findings.py --data dsb2018_nuclei.tar                      # all of it: about ten hours of two cores
+python benchmarks/findings.py --data dsb2018_nuclei.tar --only bench probe   # some of it
+python benchmarks/findings.py --list                                         # the commands, without running them
+
+What is finished in the folder of the runs is used again, so that the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtme.bench.ablations import ABLATIONS
+from dtme.bench.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ("nuclei", "scenes")
+KINDS = ("tune", "weights", "bench", "settled", "probe", "ablations")
+SETTLED = (
+    "MT 2x",
+    "TM",
+    "TE",
+    "TM+TE",
+    "TM+TE random, same cost",
+    "TM+TE all",
+    "Adapt last block",
+    "Adapt r8 last block",
+)
+"""Rows of the regime in which the trunk moves little."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command, and which of the files it leaves are kept where.
+
+    Attributes:
+        kind: As `--only` calls it.
+        words: Behind `dtme`.
+        folder: Where its runs are.
+        kept: By the name of a file in that folder, where it is kept below the root.
+    """
+
+    kind: str
+    words: tuple[str, ...]
+    folder: Path
+    kept: dict[str, str]
+
+
+def works(runs: Path, data: Path | None) -> Iterator[Work]:
+    """All commands, suites in turn."""
+    five, three = ("--seeds", "0", "1", "2", "3", "4"), ("--seeds", "0", "1", "2")
+    for suite in SUITES:
+        given = ("--data", str(data)) if suite == "nuclei" and data is not None else ()
+
+        def of(
+            kind: str, words: tuple[str, ...], name: str, kept: dict[str, str], given: tuple[str, ...] = given
+        ) -> Work:
+            return Work(kind, (*words, *given, "--out", str(runs / name)), runs / name, kept)
+
+        plateau, tuning = f"{suite}-plateau", f"results/tuning/{suite}"
+        yield of("tune", ("tune", suite), f"{plateau}-tuning", {"tuning.json": f"{tuning}-rates.json"})
+        yield of(
+            "weights",
+            ("ablate", "loss-weights", suite, *three, "--held-out", "val"),
+            f"{plateau}-weights",
+            {"ablation-loss-weights.jsonl": f"{tuning}-weights.jsonl"},
+        )
+        yield of(
+            "bench",
+            ("bench", suite, "--regime", "plateau", *five, "--methods", *(method.name for method in METHODS)),
+            plateau,
+            {"results.jsonl": f"results/{plateau}.jsonl"},
+        )
+        yield of(
+            "settled",
+            ("bench", suite, "--regime", "settled", *five, "--methods", *SETTLED),
+            f"{suite}-settled",
+            {"results.jsonl": f"results/{suite}-settled.jsonl"},
+        )
+        yield of("probe", ("probe", suite, *five), plateau, {"probe.json": f"results/{suite}-probe.json"})
+        for ablation in ABLATIONS:
+            if ablation.name in ("loss-weights", "block-adapt", "block-tm"):
+                continue  # made by others of these commands
+            name, own = f"ablation-{ablation.name}", f"ablations/{suite}-{ablation.name}"
+            kept = {f"{name}.jsonl": f"results/{own}.jsonl", f"{name}.svg": f"docs/images/{own}.svg"}
+            yield of("ablations", ("ablate", ablation.name, suite, *three), plateau, kept)
+
+
+def keep(work: Work) -> None:
+    """Copy what a command left to where it is committed."""
+    for name, place in work.kept.items():
+        (ROOT / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(work.folder / name, ROOT / place)
+        print(f"kept {place}", flush=True)
+
+
+def main() -> None:
+    """Run the commands of the kinds that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="archive or folder of the nuclei; without it they are left out")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--list", action="store_true", help="print the commands only")
+    asked = parser.parse_args()
+    for work in works(asked.runs, asked.data):
+        suite = next(word for word in work.words if word in SUITES)
+        if work.kind not in asked.only or suite not in asked.suites:
+            continue
+        if suite == "nuclei" and asked.data is None and not asked.list:
+            print("nuclei are left out: --data is not given", flush=True)
+            continue
+        print("dtme " + shlex.join(work.words), flush=True)
+        if not asked.list:
+            command = [str(Path(sys.executable).parent / "dtme"), *work.words]
+            if subprocess.run(command, check=False).returncode:
+                sys.exit(f"stopped at: dtme {shlex.join(work.words)}. The same command goes on from there.")
+            keep(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The command that makes all results of the findings: what it runs, what it keeps, and where it stops."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import findings
+
+from dtme.bench.ablations import ablation_of
+from dtme.bench.catalogue import method_of
+
+FAKE = """#!/bin/sh
+echo "$@" >> {log}
+[ "$1" = probe ] && exit 3
+while [ $# -gt 1 ]; do [ "$1" = --out ] && out=$2; shift; done
+mkdir -p $out
+for name in results.jsonl tuning.json ablation-loss-weights.jsonl; do echo made > $out/$name; done
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `dtme` beside a python of its own, which writes down how it was called and fails when it is to probe."""
+    log = tmp_path / "log"
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "dtme"
+    fake.write_text(FAKE.format(log=log))
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(findings, "ROOT", tmp_path / "kept")
+    return log
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["findings.py", *words])
+    findings.main()
+
+
+def test_what_a_command_leaves_is_kept(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    run(monkeypatch, "--only", "tune", "settled", "--runs", str(tmp_path / "runs"))
+    assert [line.split()[:2] for line in log.read_text().splitlines()] == [["tune", "scenes"], ["bench", "scenes"]]
+    kept = {str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*.json*")}
+    assert kept == {"results/tuning/scenes-rates.json", "results/scenes-settled.jsonl"}
+    assert "nuclei are left out: --data is not given" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_stops_all_and_keeps_nothing(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["--only", "probe", "ablations", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit, match="stopped at: dtme probe nuclei"):
+        run(monkeypatch, *words, "--data", "nuclei.tar")
+    assert len(log.read_text().splitlines()) == 1
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_commands_name_methods_and_ablations_that_there_are():
+    for work in findings.works(Path("runs"), Path("nuclei.tar")):
+        kind, *words = work.words
+        if kind == "ablate":
+            assert ablation_of(words[0]).name == words[0]
+        methods = words[words.index("--methods") + 1 :] if kind == "bench" else []
+        for name in methods[: next((place for place, word in enumerate(methods) if word.startswith("--")), None)]:
+            assert method_of(name).name == name
+        assert ("--data" in words) == ("nuclei" in words)
