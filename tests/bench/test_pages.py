@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dtme.bench.lines import read_lines, rows_of
+from dtme.bench.lines import read_lines, rows_of, write_lines
 from dtme.bench.pages import fill, filled
 from dtme.bench.table import markdown
 
@@ -41,6 +41,20 @@ def test_methods_are_compared_seed_by_seed():
     assert f"| Adapt last block against MT 2x | {sum(differences) / len(differences):+.2f} ± " in text
     with pytest.raises(ValueError, match="cannot compare 'MT 2x > TN'"):
         filled(f"<!-- compare {path}: MT 2x > TN -->\n<!-- end of table -->", ROOT)
+
+
+def test_text_tasks_are_compared_by_their_mean_score(tmp_path: Path):
+    rows = [
+        {"method": "TM", "mean": 71.5, "measures": {}, "wall_clock_ratio": 1.25},
+        {"method": "TE", "mean": 70.0, "measures": {}, "wall_clock_ratio": 1.0},
+    ]
+    later = [{**row, "mean": row["mean"] + 1 + (row["method"] == "TE")} for row in rows]
+    runs = [{"settings": {"seed": seed}, "rows": own} for seed, own in enumerate((rows, later))]
+    write_lines(tmp_path / "glue.jsonl", runs)
+    text = filled("<!-- compare glue.jsonl: TM > TE -->\n<!-- end of table -->", tmp_path)
+    assert "| | mean score, difference |" in text
+    assert "| TM against TE | +1.00 ± " in text
+    assert "| 1.25 x against 1.00 x |" in text
 
 
 def test_a_row_that_was_not_run_is_named():

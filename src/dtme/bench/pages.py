@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from dtme._files import write_text
+from dtme.bench.against import against
 from dtme.bench.lines import read_lines, rows_of
-from dtme.bench.statistics import paired
 from dtme.bench.table import markdown
 from dtme.bench.text.table import markdown as text_markdown
 
@@ -65,28 +66,30 @@ def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
     if unknown:
         known = ", ".join(dict.fromkeys(row["method"] for row in rows))
         raise ValueError(f"{path} has no row {unknown[0]!r}; it has {known}.")
-    return text_markdown(runs, methods) if rows and "measures" in rows[0] else markdown(runs, methods)
+    return text_markdown(runs, methods) if _are_text(runs) else markdown(runs, methods)
 
 
 def comparison_of(path: Path, pairs: Sequence[tuple[str, ...]]) -> str:
-    """Differences in Delta_m between pairs of methods, paired by seed, as Markdown.
+    """Differences between pairs of methods, paired by seed, as Markdown: in Delta_m, or of text tasks in the mean score.
 
     Raises:
         ValueError: A pair is none, or a method is not in the results.
     """
     runs = read_lines(path)
-    lines = ["| | Δm, difference | p | wall-clock |", "| --- | ---: | ---: | ---: |"]
+    figure, called = ("mean", "mean score") if _are_text(runs) else ("delta_m", "Δm")
+    lines = [f"| | {called}, difference | p | wall-clock |", "| --- | ---: | ---: | ---: |"]
     for pair in pairs:
         if len(pair) != 2 or not all(rows_of(runs, name) for name in pair):
             raise ValueError(f"{path}: cannot compare {' > '.join(pair)!r}: name two of its methods, 'one > other'.")
-        own, other = (rows_of(runs, name) for name in pair)
-        seeds = [seed for seed in own if seed in other]
-        found = paired([own[seed]["delta_m"] for seed in seeds], [other[seed]["delta_m"] for seed in seeds])
-        clocks = [fmean(rows[seed]["wall_clock_ratio"] for seed in seeds) for rows in (own, other)]
-        p = "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+        clocks = (fmean(row["wall_clock_ratio"] for row in rows_of(runs, name).values()) for name in pair)
         price = " against ".join(f"{clock:.2f} x" for clock in clocks)
-        lines.append(f"| {pair[0]} against {pair[1]} | {found.mean:+.2f} ± {found.halfwidth:.2f} | {p} | {price} |")
+        difference, p = against(runs, *pair, figure)
+        lines.append(f"| {pair[0]} against {pair[1]} | {difference} | {p} | {price} |")
     return "\n".join(lines) + "\n"
+
+
+def _are_text(runs: Sequence[Mapping[str, Any]]) -> bool:
+    return any("measures" in row for run in runs for row in run["rows"])
 
 
 def fill(page: Path, root: Path) -> bool:
