@@ -47,7 +47,7 @@ def test_only_arguments_with_rows_are_changed():
         return torch.cat([tensor, tensor], dim)
 
     assert names[:2] == ("src", "src_mask")
-    args, kwargs = change_rows(call, names, 2, 3, twice, 0)
+    args, kwargs = change_rows(call, names, 2, 3, twice, tokens)
     assert args[0] is tokens
     assert args[1] is table
     assert kwargs["src_key_padding_mask"].shape == (4, 3)

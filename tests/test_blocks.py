@@ -110,7 +110,7 @@ def test_a_model_without_blocks_says_how_to_name_them(model: nn.Module, candidat
 
 def test_layouts_bring_samples_first():
     block = swin().layers[0].blocks[0]
-    grid = torch.arange(48.0).view(2, 3, 4, 2)
+    grid = torch.arange(192.0).view(2, 3, 4, 8)
     assert layout_of(block, grid) == Layout(0, None)
     assert torch.equal(layout_of(block, grid).samples_first(grid), grid.flatten(1, 2))
     sequence = torch.arange(24.0).view(3, 4, 2)
@@ -124,10 +124,25 @@ def test_tokens_of_other_shapes_are_refused(shape: tuple[int, ...]):
         layout_of(Layer(8), torch.zeros(shape))
 
 
-def test_width_needs_a_norm_or_a_linear_layer():
+def test_width_needs_a_norm_a_linear_layer_or_a_convolution():
     assert width_of(nn.Linear(5, 7)) == 5
-    with pytest.raises(ValueError, match="width of Conv2d cannot be read off"):
-        width_of(nn.Conv2d(3, 3, 1))
+    assert width_of(nn.Conv2d(3, 4, 1)) == 3
+    with pytest.raises(ValueError, match="width of Embedding cannot be read off"):
+        width_of(nn.Embedding(3, 3))
+
+
+def test_a_grid_that_is_not_as_wide_as_the_block_is_refused():
+    block = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    assert layout_of(block, torch.zeros(2, 8, 3, 3)) == Layout(0, None, 1)
+    with pytest.raises(ValueError, match="enter Sequential, whose first layer takes 8 channels; neither"):
+        layout_of(block, torch.zeros(2, 4, 3, 3))
+
+
+@pytest.mark.parametrize("length", [3, 8])
+def test_a_sequence_whose_channels_come_before_its_positions_is_refused(length: int):
+    block = nn.Sequential(nn.Conv1d(8, 8, 1), nn.GELU(), nn.Conv1d(8, 8, 1))
+    with pytest.raises(ValueError, match=r"convolutions that take \(samples, channels, tokens\)"):
+        layout_of(block, torch.zeros(2, 8, length))
 
 
 def test_tokens_are_the_first_floating_point_argument():

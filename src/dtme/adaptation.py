@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 from dtme.attention import is_open_to
-
-_OF_POSITIONS = re.compile(r"cpb|rel_pos|(^|[._])pos(ition)?s?[._]", re.IGNORECASE)
-"""Layers that turn relative coordinates into biases: they take a table that all samples share, and no tokens."""
+from dtme.position_tables import OF_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ def low_rank_update(
     """
     lanes = len(down)
     rows = inputs.movedim(dim, 0)
+    down, up = down.to(inputs.dtype), up.to(inputs.dtype)  # some routers compute in a wider type than their model
     inner = torch.bmm(rows.reshape(lanes, -1, rows.shape[-1]), down.mT)
     up = up.mT.contiguous()  # so that neither product of its backward pass has a handful of columns, which is slow
     if dim == 0 and inner.dtype == up.dtype == outputs.dtype and outputs.is_contiguous():
@@ -119,7 +118,7 @@ def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, Lin
     found = {
         name: linear
         for name, linear in ((name.replace(".base_layer", ""), linear) for name, linear in _linear_layers(block))
-        if not _OF_POSITIONS.search(name) and (pattern is None or re.fullmatch(pattern, name))
+        if not OF_POSITIONS.search(name) and (pattern is None or re.fullmatch(pattern, name))
     }
     for name, linear in found.items():
         if isinstance(linear.module, nn.MultiheadAttention) and not is_open_to(linear.module):

@@ -225,7 +225,7 @@ def _moments(reading: _Reading, blocks: Mapping[str, nn.Module], max_samples: in
                 if not caught.entries:
                     raise ValueError(
                         f"no block ran while the losses of batch {step.number} were computed: {', '.join(blocks)}. Name the "
-                        "trunk's blocks with blocks=."
+                        "trunk's blocks with blocks=, and let the model call them: block(...), not block.forward(...)."
                     )
                 seen = seen_in(caught, tuple(losses))
                 return seen, moments_of(caught, seen)

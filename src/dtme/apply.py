@@ -16,9 +16,11 @@ from dtme.adaptation import linear_layers
 from dtme.attention import Opened, open_attention
 from dtme.blocks import find_blocks, fused_projections, packing_modules, width_of
 from dtme.branches import leaving_modules
+from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
 from dtme.insert import Insert, adapt, adapt_projection, enter, layer_key, leave
 from dtme.parallel import check_not_distributed
+from dtme.passed_by import watch_for_passing_by
 from dtme.plan import Plan
 from dtme.position_tables import Widened, spanning_tables, widen
 from dtme.routing import Routing, begin_pass, end_pass, leave_trunk, owner_of
@@ -92,12 +94,14 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
+        handles.append(block.register_forward_hook(name_block, always_call=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
         handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
     handles.append(model.register_forward_pre_hook(partial(begin_pass, routing), with_kwargs=True))
     handles.append(model.register_forward_hook(partial(end_pass, routing)))
+    handles += watch_for_passing_by(model, blocks, inserts)
     packing = packing_modules(model)
     for module in packing.values():
         module.use_nested_tensor = False

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -58,11 +59,14 @@ def rows_dim(name: str, value: Tensor, samples: int, length: int | None, batch: 
     - A mask in one row is over the tokens; a square mask or bias is over pairs of them (`src_mask`, a causal mask), unless
       its name says that it pads or is `attention_mask`, which libraries give a row per sample.
     - A mask `(rows, tokens, tokens)` has a row per sample, or one per sample and attention head.
-    - Where positions come before samples, a sequence of vectors (memory, positions) has its samples in the same dimension.
+    - Where positions come before samples, a sequence of vectors (memory, positions) has its samples in the same dimension,
+      and a table over pairs of positions has them behind both.
     """
     if value.ndim == 0 or (value.numel() == 1 and value.ndim == 1 and value.is_floating_point()):
         return None
     mask = "mask" in name
+    if batch == 1 and value.ndim == 4 and value.shape[0] == length and value.shape[2] == samples:
+        return 2
     if batch == 1 and value.ndim == 3 and not mask and value.shape[1] == samples:
         return None if _TABLE.search(name) and value.shape[0] == 1 else 1
     return 0 if _rows_come_first(name, value, samples, length, mask=mask) else None
@@ -101,30 +105,69 @@ def _has_rows_of_positions(name: str, shape: tuple[int, ...], samples: int, leng
     return rotary or not pairs
 
 
+def exchange(call: Call, tokens: Tensor, others: Tensor) -> Call:
+    """A block's call with other tokens, wherever it was given these: some take them as query, as key and as value.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.zeros(1), torch.ones(1)
+        >>> exchange(((x, x), {"value": x, "scale": y}), x, y)
+        ((tensor([1.]), tensor([1.])), {'value': tensor([1.]), 'scale': tensor([1.])})
+    """
+    args, kwargs = call
+    return (
+        tuple(others if value is tokens else value for value in args),
+        {name: others if value is tokens else value for name, value in kwargs.items()},
+    )
+
+
 def change_rows(
     call: Call,
     names: tuple[str, ...],
     samples: int,
     length: int | None,
     change: Callable[..., Tensor],
-    tokens: int | str,
+    tokens: Tensor,
     batch: int = 0,
 ) -> Call:
-    """A block's call with `change(argument, dim=...)` for every argument, the tokens excepted, that has rows in `dim`."""
+    """A block's call with `change(argument, dim=...)` for every argument, the tokens excepted, that has rows in `dim`.
+
+    Raises:
+        ValueError: An argument differs between streams and has no row per sample.
+    """
 
     def changed(name: str, value: Any) -> Any:
         def leaf_changed(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
+            if not isinstance(leaf, Tensor) or leaf is tokens:
                 return leaf
             dim = rows_dim(name, leaf, samples, length, batch)
-            if isinstance(leaf, Streams):
-                dim = dim or 0
+            if dim is None and isinstance(leaf, Streams):
+                if _is_one_for_all(leaf, samples):
+                    return leaf._streams[0]
+                dim = _first_dim(name, leaf, samples)
             return leaf if dim is None else change(leaf, dim=dim)
 
         return pytree.tree_map(leaf_changed, value) if not isinstance(value, Tensor) else leaf_changed(value)
 
     args, kwargs = call
     return (
-        tuple(v if i == tokens else changed(names[i] if i < len(names) else "", v) for i, v in enumerate(args)),
-        {name: v if name == tokens else changed(name, v) for name, v in kwargs.items()},
+        tuple(changed(names[i] if i < len(names) else "", v) for i, v in enumerate(args)),
+        {name: changed(name, v) for name, v in kwargs.items()},
+    )
+
+
+def _is_one_for_all(argument: Streams, samples: int) -> bool:
+    """Whether an argument made from streams by their shape or type alone (`new_ones`) is the same in all of them."""
+    if torch.compiler.is_compiling() or tuple(argument.shape[:1]) == (samples,):
+        return False
+    first, *others = argument._streams
+    return all(torch.equal(first, other) for other in others)
+
+
+def _first_dim(name: str, argument: Streams, samples: int) -> int:
+    if argument.ndim and argument.shape[0] % samples == 0:
+        return 0
+    raise ValueError(
+        f"its argument {name!r} {tuple(argument.shape)} differs between the tasks but has no row for each of its {samples} "
+        "samples, so that streams cannot share a batch."
     )

@@ -7,6 +7,7 @@ coefficients give it exactly: the block as it is, with two streams, and with tas
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dtme.apply import open_layers
-from dtme.arguments import Call, argument_names, change_rows
-from dtme.blocks import fused_projections, layout_of, put, take, tokens_key, width_of
+from dtme.arguments import Call, argument_names, change_rows, exchange
+from dtme.blocks import fused_projections, layout_of, take, tokens_key, width_of
 from dtme.insert import Insert
 from dtme.plan import Plan
 from dtme.position_tables import spanning_tables, widen
@@ -98,14 +99,16 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
     few = min(rows, _SAMPLES)
 
     def changed(call: Call, samples: int, change: Callable[..., Tensor]) -> Call:
-        own = change(take(*call, key), dim=layout.batch)
-        return put(*change_rows(call, names, samples, length, change, key, layout.batch), key, own)
+        whole: Tensor = take(*call, key)
+        own = change(whole, dim=layout.batch)
+        return change_rows(exchange(call, whole, own), names, samples, length, change, own, layout.batch)
 
     def first(held: Tensor, dim: int) -> Tensor:
         return held.narrow(dim, 0, held.shape[dim] // rows * few)
 
     def counted(call: Call) -> int:
-        return flops(lambda: block.forward(*call[0], **call[1]))
+        args, kwargs = _with_own_caches(call)
+        return flops(lambda: block.forward(*args, **kwargs))
 
     def with_insert(**placed: Any) -> int:
         plan = Plan(_TASK, rank=1, adapt_layers=adapt_layers, **placed)
@@ -138,6 +141,16 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
         return None if found is None else (of_all(found[0]), of_all(found[1]))
 
     return BlockFlops(of_all(both - alone), 2 * alone - both, 0, pair(task_tokens), pair(updates), refusals)
+
+
+def _with_own_caches(call: Call) -> Call:
+    """The call with copies of the caches of keys and values in it: a run beside the pass adds nothing to the pass's own."""
+
+    def own(value: Any) -> Any:
+        return copy.deepcopy(value) if hasattr(value, "get_seq_length") else value
+
+    args, kwargs = call
+    return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
 
 
 @contextmanager

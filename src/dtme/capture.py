@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
-from dtme.arguments import argument_names
-from dtme.blocks import Layout, layout_of, put, take, tokens_key
+from dtme.arguments import argument_names, exchange
+from dtme.blocks import Layout, layout_of, take, tokens_key
 from dtme.padding import checked_mask, fitting, valid_tokens
 from dtme.sample_axis import check_samples, leading_shape
 from dtme.streams import Streams, gather, stream_of
@@ -190,11 +190,12 @@ def _catch(
         layout_of(block, tokens)
     except ValueError as why:
         raise ValueError(
-            f"block {name!r}: {why} A decoder's, not the trunk's? Name those of the trunk: blocks='regular expression'."
+            f"block {name!r}: {why} A decoder's, not the trunk's, or no block at all? Name those of the trunk: "
+            "blocks='regular expression'."
         ) from None
     if differentiable:
-        tokens = _differentiable(tokens)
-        args, kwargs = put(args, kwargs, key, tokens)
+        given, tokens = tokens, _differentiable(tokens)
+        args, kwargs = exchange((args, kwargs), given, tokens)
     caught.add(name, block, tokens, {**dict(zip(names, args, strict=False)), **kwargs})
     return args, kwargs
 

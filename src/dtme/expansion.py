@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 from dtme.blocks import Layout
+from dtme.outputs import map_tensors, tensors_of
 from dtme.position_tables import spanning_tables
 
 
@@ -30,17 +31,35 @@ def drop(tokens: Tensor, count: int, layout: Layout) -> Tensor:
     return tokens.narrow(layout.token, 0, tokens.shape[layout.token] - count)
 
 
-def crop(output: Tensor, whole: Tensor, count: int, layout: Layout) -> Tensor:
-    """Of what a block returns beside its tokens `whole`: a matrix over the positions (biases, attention) without task tokens.
+def crop(output: Any, whole: Tensor, count: int, layout: Layout, *, meets_as_long: bool = False) -> Any:
+    """Of what a block returns beside its tokens `whole`: the matrices over positions (biases, attention) without task tokens.
 
-    Its columns may be positions of another sequence, as in attention to what an encoder has read.
+    Their columns may be positions of another sequence, as in attention to what an encoder has read. Where that is as long
+    as the block's own with its task tokens, which `meets_as_long` says, the second half of the matrices is of that kind: a
+    block attends to its own sequence first.
     """
     assert layout.token is not None
     length = whole.shape[layout.token]
-    if output.ndim != 4 or output.shape[-2] != length:
-        return output
-    rows = output[..., : length - count, :]
-    return rows[..., : length - count] if output.shape[-1] == length else rows
+    square = [t for t in tensors_of(output) if t.ndim == 4 and t.shape[-2:] == (length, length)]
+    own = square[: len(square) // 2] if meets_as_long else square
+
+    def cropped(tensor: Tensor) -> Tensor:
+        if tensor.ndim != 4 or tensor.shape[-2] != length:
+            return tensor
+        rows = tensor[..., : length - count, :]
+        return rows[..., : length - count] if any(tensor is matrix for matrix in own) else rows
+
+    return map_tensors(output, cropped)
+
+
+def meets_another(named: Mapping[str, Any], length: int, layout: Layout) -> bool:
+    """Whether a block is given another sequence of so many positions, an encoder's say."""
+    assert layout.token is not None
+    return any(
+        re.search("memory|encoder|cross", name) and isinstance(value, Tensor) and value.ndim == 3
+        and value.shape[layout.token] == length
+        for name, value in named.items()
+    )  # fmt: skip
 
 
 def extend_mask(mask: Tensor, length: int, count: int, *, true_hides: bool, by_sample: bool = False) -> Tensor:
@@ -212,6 +231,10 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
                 f"it keeps keys and values in {name}, where task tokens would stay behind as if they were words: "
                 "call the model with use_cache=False, or set model.config.use_cache = False"
             )
+        if _STATE.search(name):
+            return (
+                f"it hands a state from position to position ({name}), and only those behind a task token would see it"
+            )
         if "mask" in name and value is not None and not isinstance(value, Tensor | bool):
             return f"its {name} is a {type(value).__name__}, which cannot be extended: choose sdpa or eager attention"
     masked = is_causal(block, named) or any("mask" in name and value is not None for name, value in named.items())
@@ -223,8 +246,12 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
     mask = mask_argument(tuple(named))
     if mask is not None and isinstance(named[mask], Tensor) and named[mask].shape[-1] != length:
         return f"its {mask} {tuple(named[mask].shape)} is not over its {length} tokens"
-    if is_causal(block, named) and mask is None:
+    causal = is_causal(block, named) or any(_CAUSAL.search(type(inner).__name__) for inner in block.modules())
+    if causal and mask is None:
         return "its attention is causal and takes no mask by which earlier positions could see task tokens"
+    hiding = next((name for name, buffer in block.named_buffers() if hides_later(buffer)), None)
+    if hiding is not None:
+        return f"its buffer {hiding!r} hides later positions from earlier ones, which could not see task tokens"
     spanning = spanning_tables(block)
     held = [n for n, _ in [*block.named_parameters(), *block.named_buffers()] if n.rpartition(".")[0] not in spanning]
     own = next((name for name in held if _OWN_POSITIONS.search(name)), None)
@@ -235,6 +262,27 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
 
 _GRID = re.compile(r"^(height|width|[hw]|hw)$|dimensions|resolution|grid|size|shape", re.IGNORECASE)
 _OWN_POSITIONS = re.compile(r"((^|[._])rel(ative)?_?(pos|att|coords)|rpb|cpb|attention_bias)[^.]*(\.|$)", re.IGNORECASE)
+
+
+_STATE = re.compile(r"^(state|states|cache_params|inference_params)$")
+_CAUSAL = re.compile(r"causal\w*att", re.IGNORECASE)
+
+
+def hides_later(table: Tensor) -> bool:
+    """Whether a table over pairs of positions is a causal mask: one value above the diagonal, another one on it.
+
+    Example:
+        >>> hides_later(torch.ones(1, 3, 3).tril()), hides_later(torch.full((3, 3), -torch.inf).triu(1))
+        (True, True)
+        >>> hides_later(torch.eye(3))
+        False
+    """
+    if table.ndim < 2 or table.shape[-1] != table.shape[-2] or table.shape[-1] < 3:
+        return False
+    above = torch.ones(table.shape[-2:], dtype=torch.bool, device=table.device).triu(1)
+    hidden, diagonal, before = table[..., above], table.diagonal(dim1=-2, dim2=-1), table.diagonal(-1, -2, -1)
+    first = hidden.flatten()[0]
+    return bool((hidden == first).all() and (diagonal != first).all() and (before != first).all())
 
 
 def initial_tokens(tasks: int, count: int, like: Tensor, width: int) -> Float[Tensor, "tasks count p"]:

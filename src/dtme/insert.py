@@ -10,6 +10,7 @@ has a task of its own, a lane per row.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 from dtme.adaptation import Linear, LowRank, linear_layers, low_rank_update
-from dtme.arguments import Call, argument_names, change_rows, has_rows
-from dtme.blocks import Layout, fixed_positions, layout_of, put, take, tokens_key
+from dtme.arguments import Call, argument_names, change_rows, exchange, has_rows
+from dtme.blocks import Layout, fixed_positions, layout_of, only_convolves_sequences, put, take, tokens_key
 from dtme.expansion import (
     append,
     causal_mask,
@@ -35,6 +36,7 @@ from dtme.expansion import (
     is_mask_over_others,
     kind_of_call,
     mask_argument,
+    meets_another,
     position_bias_of,
     refusal,
 )
@@ -44,9 +46,11 @@ from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
 from dtme.plan import Plan
 from dtme.routing import Routing
-from dtme.sample_axis import check_samples
+from dtme.sample_axis import check_companions, check_samples
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
+_EXPERT = re.compile(r"(^|-)experts?-")
+"""Keys of layers that belong to one of several experts."""
 ALL = slice(None)
 """All output channels of a linear layer."""
 
@@ -108,6 +112,7 @@ class Insert(nn.Module):
         self.routing = routing
         self.argument_names = argument_names(block)
         self.true_hides = any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules())
+        self.lays_plainly = not self.true_hides and not only_convolves_sequences(block)
         shape = (len(self.modulated), width)
         self.register_parameter("scale", nn.Parameter(like.new_ones(shape)) if self.modulated else None)
         self.register_parameter("shift", nn.Parameter(like.new_zeros(shape)) if self.modulated else None)
@@ -125,6 +130,7 @@ class Insert(nn.Module):
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
         self._known: dict[Any, bool] = {}  # kinds of calls that take task tokens: does the block hide later positions
+        self.entered = self.part_ran = False  # whether the block, and a part of it, have ever been called
         self._passage = Passage()
 
     def _layers_of(self, block: nn.Module, plan: Plan) -> dict[str, Linear]:
@@ -141,18 +147,36 @@ class Insert(nn.Module):
         """The tasks whose rows a parameter or buffer of the insert stacks, by its name in the insert."""
         return self.expanded if own == "tokens" else self.adapted if own.startswith("low_rank.") else self.modulated
 
+    def changes_tokens(self) -> bool:
+        """Whether the plan gives some task something here."""
+        return bool(self.modulated or self.expanded or self.adapted)
+
+    def told(self) -> str | None:
+        """What the block is run with in the pass just now, for an error that rises from it; `None` if as ever."""
+        appended, streams = self._passage.appended, len(self._passage.groups)
+        if appended:
+            done = (
+                f"run with {appended} task tokens behind its own. Plan modulation there: report.plan(expansion=False)"
+            )
+        elif streams > 1:
+            done = f"run on {streams} streams folded into one batch. Plan inserts in other blocks"
+        else:
+            return None
+        return f"{done}, if the model runs without the plan."
+
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The block's call with its streams folded into the batch, modulated and expanded."""
+        if not self.entered:  # attributes of a module are slow to set
+            self.entered = True
         if self._is_passed_by(args, kwargs):
             self._passage.groups = ()
             return args, kwargs
-        key = tokens_key(args, kwargs, self.argument_names)
+        key, layout = self._place_and_layout(block, args, kwargs)
         given: Tensor = take(args, kwargs, key)
-        layout = self._layout_of(block, given)
         if given.shape[layout.channel] != self.width:
             raise ValueError(
                 f"tokens of {given.shape[layout.channel]} channels enter block {self.name!r}; its insert was made for "
-                f"{self.width}."
+                f"{self.width}, which its first layer takes. Plan inserts in other blocks."
             )
         if not torch.compiler.is_compiling():
             check_samples(self.name, block, given, layout, self.routing.given)
@@ -174,29 +198,41 @@ class Insert(nn.Module):
         self._passage.adapting = self._places(self.adapted) if self.adapted else []
         self._passage.lane_samples = samples if ids is None else 1
         self._passage.idle = set(self.low_rank)
-        call = put(args, kwargs, key, self._modulate(given, lanes, layout))
+        modulated = self._modulate(given, lanes, layout)
+        call = exchange((args, kwargs), given, modulated)
         if len(self._passage.groups) > 1:
-            length = None if layout.token is None else given.shape[layout.token]
-            call = change_rows(
-                call,
-                self.argument_names,
-                samples,
-                length,
-                partial(fold, groups=self._passage.groups),
-                key,
-                layout.batch,
-            )
+            call = self._fold_others(call, samples, modulated, given, layout)
         return call if self.tokens is None else self._expand(block, call, key, lanes, layout)
+
+    def _place_and_layout(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[int | str, Layout]:
+        try:
+            key = tokens_key(args, kwargs, self.argument_names)
+            return key, self._layout_of(block, take(args, kwargs, key))
+        except ValueError as why:
+            raise ValueError(f"block {self.name!r}: {why} Plan inserts in other blocks.") from None
+
+    def _fold_others(self, call: Call, samples: int, modulated: Tensor, given: Tensor, layout: Layout) -> Call:
+        """The call with what else it holds per sample folded as the tokens are."""
+        length = None if layout.token is None else given.shape[layout.token]
+        if not torch.compiler.is_compiling():
+            check_companions(self.name, self._named(call), samples, self.routing.given)
+        change = partial(fold, groups=self._passage.groups)
+        try:
+            return change_rows(call, self.argument_names, samples, length, change, modulated, layout.batch)
+        except ValueError as why:
+            raise ValueError(f"block {self.name!r}: {why} Plan inserts in other blocks.") from None
 
     def _layout_of(self, block: nn.Module, tokens: Tensor) -> Layout:
         """As `layout_of`, without looking through all modules of the block at every call where none can say anything."""
-        if tokens.ndim == 3 and not self.true_hides and not hasattr(block, "batch_first"):
+        if tokens.ndim == 3 and self.lays_plainly and not hasattr(block, "batch_first"):
             return Layout(batch=0, token=1)
         return layout_of(block, tokens)
 
     def _is_passed_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the block has nothing of its own and no streams of tokens come: one of a decoder, whatever it takes."""
-        if self.modulated or self.expanded or self.adapted:
+        if self.changes_tokens():
             return False
         given = (
             value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
@@ -282,9 +318,10 @@ class Insert(nn.Module):
     def _choose(
         self, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes
     ) -> Call:
-        call = put(*call, key, choose_lanes(take(*call, key), lanes, chosen, layout.batch))
+        tokens: Tensor = take(*call, key)
+        own = choose_lanes(tokens, lanes, chosen, layout.batch)
         choose = partial(choose_lanes, lanes=lanes, chosen=chosen)
-        return change_rows(call, self.argument_names, rows, length, choose, key, layout.batch)
+        return change_rows(exchange(call, tokens, own), self.argument_names, rows, length, choose, own, layout.batch)
 
     def _ask(self, block: nn.Module, named: dict[str, Any], length: int) -> None:
         """Whether the block takes task tokens in such a call, and whether it hides later positions by itself.
@@ -320,11 +357,12 @@ class Insert(nn.Module):
         assert layout.token is not None
         tokens: Tensor = take(*call, key)
         self._passage.appended, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
+        whole = append(tokens, extra, layout)
 
         def widened(place: int | str, value: Any) -> Any:
             name = place if isinstance(place, str) else "".join(self.argument_names[place : place + 1])
-            if place == key:
-                return append(tokens, extra, layout)
+            if value is tokens:
+                return whole
             if name == "is_causal":
                 return False  # a hint about the mask beside it, which is causal no longer
             if is_mask_over_others(name, value, length):
@@ -368,17 +406,19 @@ class Insert(nn.Module):
             self._check_length(block, entered, tokens, layout)
             tokens = drop(tokens, self._passage.appended, layout)
             if output is not whole:
-                output = map_tensors(output, partial(crop, whole=whole, count=self._passage.appended, layout=layout))
+                assert layout.token is not None
+                others = meets_another(self._named((args, kwargs)), whole.shape[layout.token], layout)
+                output = crop(output, whole, self._passage.appended, layout, meets_as_long=others)
         if self._passage.held is not None:
             order, (held_args, held_kwargs), self._passage.adapting = self._passage.held
             self._passage.held = None
             key = tokens_key(held_args, held_kwargs, self.argument_names)
             held = block.forward(*held_args, **held_kwargs)
             self._passage.adapting = None  # a recomputation of the block's forward alone is of one part or the other
-            output = self._rejoin_others(output, held, whole, order, layout.batch)
-            tokens = self._rejoin(
-                tokens, tokens_of(held, take(held_args, held_kwargs, key), self.name), order, layout.batch
-            )
+            held_tokens = tokens_of(held, take(held_args, held_kwargs, key), self.name)
+            rows = whole.shape[layout.batch], held_tokens.shape[layout.batch]
+            output = self._rejoin_others(output, held, whole, order, rows)
+            tokens = self._rejoin(tokens, held_tokens, order, layout.batch)
         output = (
             tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
         )
@@ -408,14 +448,15 @@ class Insert(nn.Module):
                 "names."
             )
 
-    def _rejoin_others(self, output: Any, held: Any, whole: Tensor, order: Lanes, dim: int) -> Any:
+    def _rejoin_others(self, output: Any, held: Any, whole: Tensor, order: Lanes, rows: tuple[int, int]) -> Any:
         """The output with what it holds per row beside its tokens (biases, attention) for the lanes held back as well."""
         others = iter(tensors_of(held))
 
         def joined(tensor: Tensor) -> Tensor:
             other = next(others, tensor)
-            per_row = tensor is not whole and tensor.ndim > 0 and len(tensor) == whole.shape[dim]
-            return self._rejoin(tensor, other, order, 0) if per_row and tensor.shape[1:] == other.shape[1:] else tensor
+            both = 0 not in (tensor.ndim, other.ndim) and tensor is not whole
+            per_row = both and (len(tensor), len(other)) == rows and tensor.shape[1:] == other.shape[1:]
+            return self._rejoin(tensor, other, order, 0) if per_row else tensor
 
         return map_tensors(output, joined)
 
@@ -449,6 +490,12 @@ class Insert(nn.Module):
             raise ValueError(
                 f"adapt: layer {layer!r} of block {self.name!r} takes rows of shape {tuple(inputs.shape)}, positions before "
                 "samples, where streams cannot be told apart. Use batch_first=True, or leave it out with adapt_layers."
+            )
+        if inputs.ndim < 3 and _EXPERT.search(layer):
+            raise ValueError(
+                f"adapt: layer {layer!r} of block {self.name!r} belongs to one of several experts, and takes the tokens "
+                f"{tuple(inputs.shape)} that are sent to it, whichever task they serve. Leave it out: choose the layers by "
+                "adapt_layers, a regular expression over their names."
             )
         rows = inputs.shape[batch_dim]
         if rows % (len(places) * self._passage.lane_samples):

@@ -75,6 +75,7 @@ class Measurement:
             counted = conflicts[name].counted.to(torch.float64)
             both = torch.stack([conflicts[name].in_range, conflicts[name].in_null]) / counted
             shares.append(both.flatten(2).nanmean(2))
+        _check_same_samples(self.blocks, shares)
         scores = tuple(torch.stack([share[space] for share in shares], 1).cpu() for space in range(2))
         sums = {
             self.tasks[place]: {
@@ -200,3 +201,13 @@ def _chance(gradients: Float[Tensor, "samples tokens tasks p"], space: TokenSpac
 
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.cpu()
+
+
+def _check_same_samples(blocks: Sequence[str], shares: Sequence[Tensor]) -> None:
+    """A model that cuts its samples into windows for some of its blocks has more samples there than elsewhere."""
+    for name, share in zip(blocks, shares, strict=True):
+        if share.shape[1] != shares[0].shape[1]:
+            raise ValueError(
+                f"{share.shape[1]} rows of tokens enter block {name!r}, but {shares[0].shape[1]} enter block {blocks[0]!r}: "
+                "what is one sample differs between them. Analyse blocks of one kind at a time: blocks='regular expression'."
+            )

@@ -7,6 +7,7 @@ module, and that object alone, is let to answer for longer sequences: a task tok
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dtme._shapes import Float
+
+OF_POSITIONS = re.compile(r"cpb|rel_pos|meta_mlp|(^|[._])pos(ition)?s?[._]", re.IGNORECASE)
+"""Layers that turn relative coordinates into biases: they take a table that all samples share, and no tokens."""
 
 
 def spanning_tables(block: nn.Module) -> dict[str, Any]:

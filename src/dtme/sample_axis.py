@@ -5,6 +5,8 @@ A wrong reading would fold streams into the positions, where they see each other
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,15 +42,47 @@ def check_samples(name: str, block: nn.Module, tokens: Tensor, layout: Layout, g
         given: From `leading_shape`; `None` where nothing is known.
 
     Raises:
-        ValueError: They are as many positions as the model was given samples, and the samples are no multiple of those.
+        ValueError: They are as many positions as the model was given samples, and the samples are no multiple of those, or
+            are as many as the positions that the model was given.
     """
     if given is None or tokens.ndim != 3 or hasattr(block, "batch_first") or (layout.batch == 1 and len(given) < 4):
         return
     samples, positions = tokens.shape[layout.batch], tokens.shape[1 - layout.batch]
-    if positions == given[0] != samples and (samples % given[0] or given[0] == 1):
+    transposed = [positions, samples] == list(given[:2])  # and the samples happen to be a multiple
+    if positions == given[0] != samples and (samples % given[0] or given[0] == 1 or transposed):
         read = "(samples, tokens, channels)" if layout.batch == 0 else "(tokens, samples, channels)"
         raise ValueError(
             f"tokens of shape {tuple(tokens.shape)} enter block {name!r} and are read as {read}, but the model was given "
             f"{given[0]} samples. Say how they lie by an attribute of each block of the trunk: block.batch_first = "
             f"{layout.batch == 1} if samples come {'first' if layout.batch == 1 else 'second'}, {layout.batch == 0} if not."
         )
+
+
+def check_companions(name: str, named: Mapping[str, Any], rows: int, given: tuple[int, ...] | None) -> None:
+    """Refuse a block that takes a row per sample of the model beside tokens of which each sample has several rows.
+
+    Which rows of the tokens belong to which of the others only the block knows, and so they cannot be folded alike.
+
+    Args:
+        name: Of the block.
+        named: Its arguments by name.
+        rows: Of the tokens.
+        given: From `leading_shape`; `None` where nothing is known.
+
+    Raises:
+        ValueError: There is such an argument.
+    """
+    if given is None or rows == given[0] or rows % given[0]:
+        return
+    for argument, value in named.items():
+        features = isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 2
+        if features and len(value) == given[0] and not _SHARED.search(argument):
+            raise ValueError(
+                f"block {name!r} takes {rows} rows of tokens and, as {argument!r} {tuple(value.shape)}, a row for each of the "
+                f"{given[0]} samples that the model was given, so that streams of several tasks cannot share its batch. "
+                "Plan inserts in other blocks, or run one task at a time: with dtme.tasks(model, task)."
+            )
+
+
+_SHARED = re.compile(r"mask|bias|pos|rope|rotary|rel", re.IGNORECASE)
+"""Names of tables, which may have as many heads as there are samples."""

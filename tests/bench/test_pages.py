@@ -49,7 +49,10 @@ def test_text_tasks_are_compared_by_their_mean_score(tmp_path: Path):
         {"method": "TE", "mean": 70.0, "measures": {}, "wall_clock_ratio": 1.0},
     ]
     later = [{**row, "mean": row["mean"] + 1 + (row["method"] == "TE")} for row in rows]
-    runs = [{"settings": {"seed": seed}, "rows": own} for seed, own in enumerate((rows, later))]
+    runs = [
+        {"suite": "glue", "tasks": [], "settings": {"seed": seed}, "rows": own}
+        for seed, own in enumerate((rows, later))
+    ]
     write_lines(tmp_path / "glue.jsonl", runs)
     text = filled("<!-- compare glue.jsonl: TM > TE -->\n<!-- end of table -->", tmp_path)
     assert "| | mean score, difference |" in text
