@@ -219,8 +219,15 @@ def _kind_of_value(value: Any) -> Any:
     return type(value)
 
 
-def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | None:
-    """Why a block cannot take task tokens, where it cannot: attention in windows or pooled, or positions of its own."""
+def refusal(block: nn.Module, named: Mapping[str, Any], length: int, hiding: str | None = None) -> str | None:
+    """Why a block cannot take task tokens, where it cannot: attention in windows or pooled, or positions of its own.
+
+    Args:
+        block: The block.
+        named: The arguments of a call of it, by name.
+        length: Positions of the sequence before expansion.
+        hiding: From `hiding_buffer`.
+    """
     for name, value in named.items():
         sizes = value if isinstance(value, tuple | list) else (value,)
         whole = bool(sizes) and all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
@@ -249,7 +256,6 @@ def refusal(block: nn.Module, named: Mapping[str, Any], length: int) -> str | No
     causal = is_causal(block, named) or any(_CAUSAL.search(type(inner).__name__) for inner in block.modules())
     if causal and mask is None:
         return "its attention is causal and takes no mask by which earlier positions could see task tokens"
-    hiding = next((name for name, buffer in block.named_buffers() if hides_later(buffer)), None)
     if hiding is not None:
         return f"its buffer {hiding!r} hides later positions from earlier ones, which could not see task tokens"
     spanning = spanning_tables(block)
@@ -266,6 +272,12 @@ _OWN_POSITIONS = re.compile(r"((^|[._])rel(ative)?_?(pos|att|coords)|rpb|cpb|att
 
 _STATE = re.compile(r"^(state|states|cache_params|inference_params)$")
 _CAUSAL = re.compile(r"causal\w*att", re.IGNORECASE)
+
+
+def hiding_buffer(block: nn.Module) -> str | None:
+    """The name of a buffer of a block that is a causal mask; to be looked for once, as it looks at values."""
+    buffers = ((name, buffer) for name, buffer in block.named_buffers() if not buffer.is_meta)
+    return next((name for name, buffer in buffers if hides_later(buffer)), None)
 
 
 def hides_later(table: Tensor) -> bool:

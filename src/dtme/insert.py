@@ -30,6 +30,7 @@ from dtme.expansion import (
     extend_mask,
     extend_positions,
     extend_rows,
+    hiding_buffer,
     initial_tokens,
     is_causal,
     is_mask,
@@ -108,6 +109,7 @@ class Insert(nn.Module):
                 f"expand: task tokens have no place in block {name!r}, because {tied}. "
                 "Plan modulation there instead: report.plan(expansion=False)."
             )
+        self._hiding = hiding_buffer(block) if self.expanded else None
         self.joint = plan.joint_tokens
         self.routing = routing
         self.argument_names = argument_names(block)
@@ -330,7 +332,7 @@ class Insert(nn.Module):
         """
         kind = None if torch.compiler.is_compiling() else kind_of_call(named, length)
         if kind is None or kind not in self._known:
-            reason = refusal(block, named, length)
+            reason = refusal(block, named, length, self._hiding)
             if reason is not None:
                 raise ValueError(self._refused(block, reason))
             self._passage.hides_later = is_causal(block, named)
