@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import dtme
+from dtme.passed_by import check_entered
 from dtme.routing import begin_pass, end_pass
 from models import TimmMultitask, TinyViT, make_batches, task_losses, timm_multitask, tiny_vit, torch_encoder_multitask
 
@@ -30,10 +31,11 @@ def loss_of(outputs: dict[str, Tensor], *tasks: str) -> Tensor:
 
 
 def hooks_of(model: nn.Module) -> list[Any]:
-    """What is registered on a model and its parameters besides the hooks of the inserts and of their routing."""
+    """What is registered on a model and its parameters besides what leads every pass through the inserts."""
     on_parameters = [hook for p in model.parameters() for hook in (p._post_accumulate_grad_hooks or {}).values()]
     on_model = [*model._forward_hooks.values(), *model._forward_pre_hooks.values()]
-    return [hook for hook in on_model if getattr(hook, "func", None) not in (begin_pass, end_pass)] + on_parameters
+    of_passes = (begin_pass, end_pass, check_entered)
+    return [hook for hook in on_model if getattr(hook, "func", None) not in of_passes] + on_parameters
 
 
 def said(action: Callable[[], Any]) -> list[str]:

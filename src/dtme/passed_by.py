@@ -34,7 +34,7 @@ def watch_for_passing_by(
         part = next((part for part in parts if next(part.parameters(), None) is not None), None)
         if part is not None:
             yield part.register_forward_pre_hook(partial(_note, insert))
-    yield model.register_forward_hook(partial(_check, tuple(changed.values())))
+    yield model.register_forward_hook(partial(check_entered, tuple(changed.values())))
 
 
 def _note(insert: Insert, part: nn.Module, args: tuple[Any, ...]) -> None:
@@ -42,7 +42,8 @@ def _note(insert: Insert, part: nn.Module, args: tuple[Any, ...]) -> None:
         insert.part_ran = True
 
 
-def _check(inserts: tuple[Insert, ...], model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def check_entered(inserts: tuple[Insert, ...], model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Refuse a pass in which a part of a block ran without the block. A forward hook of the model."""
     if torch.compiler.is_compiling():
         return
     for insert in inserts:

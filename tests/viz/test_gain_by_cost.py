@@ -42,7 +42,7 @@ def test_nothing_to_draw_is_refused():
 
 def test_an_arm_has_its_dot_its_interval_and_its_cost():
     figure = arm_gains(
-        "rank", "rank", [ArmGain("1", 0.4, 0.1, "1.4 x"), ArmGain("4", 0.9, math.inf, "1.5 x", own=True)], 5
+        "rank", "rank", [ArmGain("1", 0.4, 0.1, "1.40 x"), ArmGain("4", 0.9, math.inf, "1.50 x", own=True)], 5
     )
     page, axes = figure.axes
     dots = [(float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "o"]
