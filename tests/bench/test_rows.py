@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tiny_dense import TINY
 
 from dtme import cli
 from dtme.bench import jobs
@@ -23,21 +24,7 @@ from dtme.bench.table import cells, markdown, table
 from dtme.bench.training import Run, optimiser
 
 METHODS = ("ST", "MT", "TM", "TE", "TM+TE")
-RECIPE = Recipe(
-    size=32,
-    patch=8,
-    width=16,
-    depth=2,
-    attention_heads=2,
-    head_width=8,
-    batch=4,
-    images=(8, 8, 5),
-    pretrain_steps=3,
-    steps=6,
-    expand_at=2,
-    analysis_batches=2,
-    warmup=1,
-)
+RECIPE = replace(TINY, size=32, patch=8, depth=2, images=(8, 8, 5), start="trunk", pretrain_steps=3, expand_at=2)
 
 
 class Silent:
