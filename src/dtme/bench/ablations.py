@@ -99,7 +99,7 @@ ABLATIONS = (
     ),
     Ablation(
         "analysis",
-        "how much data the analysis of TM+TE reads, and what that costs (Tab. 6)",
+        "data that the analysis of TM+TE reads, and its cost (Tab. 6)",
         "batches read",
         _varied("TM+TE", tuple(_READING), "1 x", lambda value: {"branch": BranchPoint(reading=_READING[value])}),
         price="analysis",

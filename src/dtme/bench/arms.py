@@ -45,7 +45,7 @@ def gains(ablation: Ablation, runs: Sequence[Mapping[str, Any]]) -> list[ArmGain
                 label,
                 mean,
                 halfwidth,
-                f"{cost:.2f} x" if ablation.price == "step" else f"{cost:.1%}",
+                f"{cost:.2f} x" if ablation.price == "step" else f"{100 * cost:.1f} %",
                 own=method in METHODS,
             )
         )
