@@ -104,12 +104,6 @@ def test_a_block_whose_output_no_loss_reads_is_named():
     ]
 
 
-def test_task_tokens_that_nothing_attends_to_are_named():
-    model = dtme.apply(tiny_vit(TASKS, causal=True), dtme.Plan(TASKS, {"blocks.1": TASKS}, {"blocks.2": ("depth",)}))
-    (line,) = said(loss_of(model.train()(IMAGES[..., :16, :16])).backward)
-    assert line.startswith("Task 'depth': its task tokens in block 'blocks.2'.")
-
-
 @pytest.mark.parametrize("how", ["no_grad", "detach"])
 def test_a_trunk_that_is_cut_off_is_told(how: str):
     class CutOff(TimmMultitask):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
-from dtme.arguments import argument_names, exchange
+from dtme.arguments import Call, argument_names, exchange
 from dtme.blocks import Layout, layout_of, take, tokens_key
 from dtme.padding import checked_mask, fitting, valid_tokens
-from dtme.sample_axis import check_samples, leading_shape
+from dtme.sample_axis import check_samples, check_square, leading_shape
 from dtme.streams import Streams, gather, stream_of
 
 TokenMask = Callable[[Any], Tensor]
@@ -106,6 +106,7 @@ class Capture:
     _mask: Tensor | None = None
     _given: tuple[int, ...] | None = None
     _open: bool = True
+    _tried: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         """Forget the last pass."""
@@ -127,12 +128,16 @@ class Capture:
         """How many samples it held."""
         return next(iter(self.entries.values())).runs[0].samples()
 
-    def add(self, name: str, block: nn.Module, tokens: Tensor, named: Mapping[str, Any]) -> None:
-        """Note a run of a block, called with `named` arguments."""
+    def add(self, name: str, block: nn.Module, call: Call, key: int | str) -> None:
+        """Note a run of a block, called with tokens at `key`."""
         if not self._open:
             return
+        tokens: Tensor = take(*call, key)
+        named = {**dict(zip(argument_names(block), call[0], strict=False)), **call[1]}
         layout = layout_of(block, tokens)
         check_samples(name, block, tokens, layout, self._given)
+        if name not in self._tried and check_square(name, block, call, key, layout):
+            self._tried.add(name)
         if self._mask is None:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:
@@ -196,7 +201,7 @@ def _catch(
     if differentiable:
         given, tokens = tokens, _differentiable(tokens)
         args, kwargs = exchange((args, kwargs), given, tokens)
-    caught.add(name, block, tokens, {**dict(zip(names, args, strict=False)), **kwargs})
+    caught.add(name, block, (args, kwargs), key)
     return args, kwargs
 
 

@@ -20,6 +20,11 @@ def name_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if output is not None or error is None:  # it did not fail, whatever error is being dealt with elsewhere
         return
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    note, add = insert.told(), getattr(error, "add_note", None)  # exceptions take notes from Python 3.11 on
-    if note and add is not None:
-        add(f"dtme: this comes from block {insert.name!r} ({type(block).__name__}), {note}")
+    done = insert.told()
+    if done is None:
+        return
+    note = f"dtme: this comes from block {insert.name!r} ({type(block).__name__}), {done}"
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:  # exceptions take no notes: their message does
+        error.args = ("\n".join([*map(str, error.args), note]),)

@@ -47,7 +47,8 @@ from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
 from dtme.plan import Plan
 from dtme.routing import Routing
-from dtme.sample_axis import check_companions, check_samples
+from dtme.sample_axis import check_companions, check_samples, check_square
+from dtme.sight import shows_its_end
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
 _EXPERT = re.compile(r"(^|-)experts?-")
@@ -132,6 +133,7 @@ class Insert(nn.Module):
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
         self._known: dict[Any, bool] = {}  # kinds of calls that take task tokens: does the block hide later positions
+        self._tried: set[str] = set()  # what has been found out by trying the block
         self.entered = self.part_ran = False  # whether the block, and a part of it, have ever been called
         self._passage = Passage()
 
@@ -182,6 +184,8 @@ class Insert(nn.Module):
             )
         if not torch.compiler.is_compiling():
             check_samples(self.name, block, given, layout, self.routing.given)
+            if "samples" not in self._tried and check_square(self.name, block, (args, kwargs), key, layout):
+                self._tried.add("samples")
         self._passage.appended, self._passage.held, self._passage.batch_dim = 0, None, layout.batch
         samples = given.shape[layout.batch]
         ids = self.routing.rows
@@ -378,7 +382,16 @@ class Insert(nn.Module):
             return extend_mask(value, length, self._passage.appended, true_hides=self.true_hides, by_sample=by_sample)
 
         args, kwargs = self._told_positions(block, call, tokens, length)
-        return tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
+        wide = tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
+        if "task tokens" not in self._tried and not torch.compiler.is_compiling():
+            shown = shows_its_end(block, wide, key, layout, self._passage.appended)
+            if shown is False:
+                raise ValueError(
+                    self._refused(block, "earlier positions do not see later ones, whatever mask it is given")
+                )
+            if shown is not None:
+                self._tried.add("task tokens")
+        return wide
 
     def _told_positions(self, block: nn.Module, call: Call, tokens: Tensor, length: int) -> Call:
         """The call with the mask and the biases of positions that the block, told none, would make from the length."""

@@ -11,8 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dtme.blocks import Layout
+from dtme.arguments import Call
+from dtme.blocks import Layout, take
 from dtme.outputs import tensors_of
+from dtme.sight import seeing
+from dtme.streams import Streams
 
 
 def leading_shape(inputs: Any) -> tuple[int, ...] | None:
@@ -53,9 +56,46 @@ def check_samples(name: str, block: nn.Module, tokens: Tensor, layout: Layout, g
         read = "(samples, tokens, channels)" if layout.batch == 0 else "(tokens, samples, channels)"
         raise ValueError(
             f"tokens of shape {tuple(tokens.shape)} enter block {name!r} and are read as {read}, but the model was given "
-            f"{given[0]} samples. Say how they lie by an attribute of each block of the trunk: block.batch_first = "
-            f"{layout.batch == 1} if samples come {'first' if layout.batch == 1 else 'second'}, {layout.batch == 0} if not."
+            f"{given[0]} samples. {_remedy(layout)}"
         )
+
+
+def _remedy(layout: Layout) -> str:
+    return (
+        "Say how they lie by an attribute of each block of the trunk: block.batch_first = "
+        f"{layout.batch == 1} if samples come {'first' if layout.batch == 1 else 'second'}, {layout.batch == 0} if not."
+    )
+
+
+def check_square(name: str, block: nn.Module, call: Call, key: int | str, layout: Layout) -> bool:
+    """Refuse tokens of as many samples as positions whose samples are not where they were expected: samples see no other.
+
+    Args:
+        name: Of the block.
+        block: Its `batch_first`, or that of its `nn.MultiheadAttention`, is believed, and ends the matter.
+        call: What it is called with.
+        key: Where in the call its tokens are.
+        layout: How they are read.
+
+    Returns:
+        Whether the matter is settled: no further call of the block need be tried.
+
+    Raises:
+        ValueError: What was taken for a sample sees the others.
+    """
+    tokens: Tensor = take(*call, key)
+    if tokens.ndim != 3 or len(tokens) != tokens.shape[1] or len(tokens) < 2 or isinstance(tokens, Streams):
+        return False
+    if hasattr(block, "batch_first") or any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules()):
+        return True
+    half = len(tokens) // 2
+    seen = seeing(block, call, key, layout.batch, slice(0, half))
+    if seen is not None and bool(seen[half:].any()):
+        raise ValueError(
+            f"tokens of shape {tuple(tokens.shape)} enter block {name!r} and are read as (samples, tokens, channels), but what "
+            f"leaves for the last of {len(tokens)} samples depends on the first. {_remedy(layout)}"
+        )
+    return seen is not None
 
 
 def check_companions(name: str, named: Mapping[str, Any], rows: int, given: tuple[int, ...] | None) -> None:

@@ -146,26 +146,90 @@ def test_what_is_made_of_streams_by_their_type_alone_is_shared():
     )  # its mask of the class token is `new_ones` of the tokens
 
 
+def told_by(error: BaseException) -> str:
+    """Its message, and its notes where Python has them."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def test_an_error_from_inside_a_block_names_it():
     base = TEXT["funnel"]()
     model = dtme.apply(base, dtme.Plan(TASKS, expand={last_two(base)[1]: TASKS}))
     with pytest.raises(RuntimeError, match="must match the size") as raised:
         model(**batch_of("funnel", 3, 8))
-    notes = getattr(raised.value, "__notes__", ["trunk.decoder.layers.1 expansion=False"])  # Python 3.10 has none
-    assert len(notes) == 1
-    assert "trunk.decoder.layers.1" in notes[0]
-    assert "expansion=False" in notes[0]
+    told = told_by(raised.value)
+    assert told.count("dtme:") == 1
+    assert "trunk.decoder.layers.1" in told
+    assert "expansion=False" in told
     mixer = on_timm(lambda: MlpMixer(num_classes=0, img_size=32, patch_size=8, embed_dim=24, num_blocks=2))
     dtme.apply(mixer, dtme.Plan(("depth", "semseg", "scene"), expand={"trunk.blocks.1": ("depth",)}))
     with pytest.raises(RuntimeError, match="cannot be multiplied") as raised:
         mixer(**image(32))
-    assert "'trunk.blocks.1' (MixerBlock)" in getattr(raised.value, "__notes__", ["'trunk.blocks.1' (MixerBlock)"])[0]
+    assert "'trunk.blocks.1' (MixerBlock)" in told_by(raised.value)
+
+
+class Undisclosed(nn.Module):
+    """A block whose attention is causal by a constant in its code, which nothing about it shows."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.dropout, self.calls = nn.Dropout(0.5), 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.calls += 1
+        q, k, v = self.qkv(self.norm(tokens)).chunk(3, -1)
+        return tokens + self.dropout(self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)))
+
+
+class OnUndisclosed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Undisclosed() for _ in range(2))
+        self.heads = nn.ModuleDict({"a": nn.Linear(16, 2), "b": nn.Linear(16, 1)})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return {task: head(tokens) for task, head in self.heads.items()}
+
+
+def test_causality_in_a_blocks_code_alone_refuses_task_tokens():
+    torch.manual_seed(0)
+    model = dtme.apply(OnUndisclosed().double(), dtme.Plan(("a", "b"), expand={"blocks.1": ("a",)}))
+    says = r"block 'blocks\.1' \(Undisclosed\) takes no task tokens: earlier positions do not see later ones.*expansion=False"
+    with pytest.raises(ValueError, match=says):
+        model(torch.randn(3, 5, 16).double())
+
+
+def test_trying_a_block_leaves_no_trace():
+    base = OnUndisclosed().double()
+    seen: list[int] = []
+    base.blocks[0].qkv.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(5, 5, 16, generator=torch.Generator().manual_seed(0)).double()  # square: which are the samples?
+    torch.manual_seed(1)
+    plain = base(x)
+    model = dtme.apply(base, dtme.Plan(("a", "b"), {"blocks.0": ("a", "b")}, adapt={"blocks.1": ("a",)}, rank=2))
+    torch.manual_seed(1)
+    with dtme.tasks(model, "a"):
+        torch.testing.assert_close(model(x)["a"], plain["a"])  # the same dropout
+    assert len(seen) == base.blocks[0].calls == base.blocks[1].calls == 2
+    assert base.training
+    assert base.blocks[0].training
 
 
 @pytest.mark.parametrize("length", [6, 7])
 def test_positions_first_are_refused_also_where_they_are_a_multiple_of_the_samples(length: int):
     base, inputs = TEXT["xlnet"](), batch_of("xlnet", 3, length)
     says = "enter block 'trunk.layer.0' and are read as .* block.batch_first = False if samples come second"
+    with pytest.raises(ValueError, match=says):
+        dtme.analyze(base, losses, [inputs])
+    with pytest.raises(ValueError, match=says):
+        dtme.apply(base, dtme.Plan(TASKS, {"trunk.layer.0": TASKS}))(**inputs)
+
+
+def test_positions_first_are_refused_also_where_there_are_as_many_as_samples():
+    base, inputs = TEXT["xlnet"](), batch_of("xlnet", 3, 3)
+    says = "'trunk.layer.0' and are read as .* depends on the first.* block.batch_first = False if samples come second"
     with pytest.raises(ValueError, match=says):
         dtme.analyze(base, losses, [inputs])
     with pytest.raises(ValueError, match=says):
