@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dtme.apply import open_layers
 from dtme.arguments import Call, argument_names, change_rows, exchange
 from dtme.blocks import fused_projections, layout_of, take, tokens_key, width_of
+from dtme.crossing import entered
 from dtme.insert import Insert
 from dtme.plan import Plan
 from dtme.position_tables import spanning_tables, widen
@@ -113,7 +114,7 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
     def with_insert(**placed: Any) -> int:
         plan = Plan(_TASK, rank=1, adapt_layers=adapt_layers, **placed)
         with _inserted(name, block, plan) as insert:
-            return counted(insert.enter(block, *call)) - alone
+            return counted(entered(insert, block, *call)) - alone
 
     call = changed(call, rows, first)
     alone = counted(call)

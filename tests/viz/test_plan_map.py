@@ -112,5 +112,5 @@ def test_streams_are_those_a_model_runs(joint):
     plan = Plan(TASKS, modulate={blocks[1]: ("b",)}, expand={blocks[2]: TASKS}, joint_tokens=joint)
     model = apply(Model().eval(), plan)
     model(torch.randn(2, 5, 8))
-    run = [model.get_submodule(block).dtme._passage.groups for block in blocks[1:]]
+    run = [model.get_submodule(block).dtme.passage.groups for block in blocks[1:]]
     assert groups_per_block(plan, blocks)[1:] == run

@@ -1,0 +1,140 @@
+"""How tokens pass through a block with an insert: the two hooks that lead them in and out.
+
+`enter` folds the streams into the batch, modulates and expands; `leave` drops the task tokens and hands the streams back as
+one tensor.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtme.adapting import check_all_ran
+from dtme.arguments import Call, change_rows, exchange
+from dtme.blocks import Layout, take, tokens_key
+from dtme.expanding import expanded, with_those_held_back, without_task_tokens
+from dtme.insert import Insert
+from dtme.modulating import modulated
+from dtme.outputs import map_tensors, tokens_of
+from dtme.parallel import show_streams_plainly
+from dtme.sample_axis import check_companions, check_samples, check_square
+from dtme.streams import Groups, Streams, fold, groups_of, part, refine
+
+
+def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The forward pre-hook of a block with an insert: see `entered`."""
+    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
+    return entered(insert, block, args, kwargs)
+
+
+def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The call of a block with its streams folded into the batch, modulated and expanded."""
+    if not insert.entered:  # attributes of a module are slow to set
+        insert.entered = True
+    passage = insert.passage
+    if _is_passed_by(insert, args, kwargs):
+        passage.groups = ()
+        return args, kwargs
+    key, layout = _place_and_layout(insert, block, args, kwargs)
+    given: Tensor = take(args, kwargs, key)
+    _check(insert, block, (args, kwargs), key, layout)
+    samples, ids = given.shape[layout.batch], insert.routing.rows
+    passage.appended, passage.held, passage.batch_dim = 0, None, layout.batch
+    if ids is None:
+        parting = (*insert.modulated, *insert.adapted, *(() if insert.joint else insert.expanded))
+        passage.groups = refine(groups_of(given, insert.routing.active), parting)
+        lanes = len(passage.groups)
+        if lanes > 1 and not isinstance(given, Streams) and not torch.compiler.is_compiling():
+            show_streams_plainly(insert.routing.model)
+    else:
+        if len(ids) != samples:
+            raise ValueError(
+                f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {insert.name!r}."
+            )
+        passage.groups, lanes = (insert.routing.active,), samples
+    passage.adapting = insert.places(insert.adapted) if insert.adapted else []
+    passage.lane_samples = samples if ids is None else 1
+    passage.idle = set(insert.low_rank)
+    tokens = modulated(insert, given, lanes, layout)
+    call = exchange((args, kwargs), given, tokens)
+    if len(passage.groups) > 1:
+        call = _fold_others(insert, call, samples, tokens, given, layout)
+    return call if insert.tokens is None else expanded(insert, block, call, key, lanes, layout)
+
+
+def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The forward hook of a block with an insert: its output without task tokens, its streams behind one tensor."""
+    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
+    check_all_ran(insert)
+    passage = insert.passage
+    if not (passage.appended or passage.held or len(passage.groups) > 1):
+        return output
+    given: Tensor = take(args, kwargs, tokens_key(args, kwargs, insert.argument_names))
+    layout = insert.layout_of(block, given)
+    whole = tokens = output if isinstance(output, Tensor) else tokens_of(output, given, insert.name)
+    if passage.appended:
+        tokens, output = without_task_tokens(insert, block, (args, kwargs), given, whole, output, layout)
+    if passage.held is not None:
+        tokens, output = with_those_held_back(insert, block, tokens, whole, output, layout)
+    output = tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
+    if len(passage.groups) > 1:
+        rows = tokens.shape[layout.batch]
+        split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
+        output = map_tensors(output, split)
+    return output
+
+
+def _is_passed_by(insert: Insert, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the block has nothing of its own and no streams of tokens come: one of a decoder, whatever it takes."""
+    if insert.changes_tokens():
+        return False
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point())
+    tokens = next(given, None)
+    return not (isinstance(tokens, Streams) and tokens.ndim in (3, 4))
+
+
+def _place_and_layout(
+    insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[int | str, Layout]:
+    try:
+        key = tokens_key(args, kwargs, insert.argument_names)
+        return key, insert.layout_of(block, take(args, kwargs, key))
+    except ValueError as why:
+        raise ValueError(f"block {insert.name!r}: {why} Plan inserts in other blocks.") from None
+
+
+def _check(insert: Insert, block: nn.Module, call: Call, key: int | str, layout: Layout) -> None:
+    tokens: Tensor = take(*call, key)
+    if tokens.shape[layout.channel] != insert.width:
+        raise ValueError(
+            f"tokens of {tokens.shape[layout.channel]} channels enter block {insert.name!r}; its insert was made for "
+            f"{insert.width}, which its first layer takes. Plan inserts in other blocks."
+        )
+    if torch.compiler.is_compiling():
+        return
+    check_samples(insert.name, block, tokens, layout, insert.routing.given)
+    if "samples" not in insert.tried and check_square(insert.name, block, call, key, layout):
+        insert.tried.add("samples")
+
+
+def _fold_others(insert: Insert, call: Call, samples: int, tokens: Tensor, given: Tensor, layout: Layout) -> Call:
+    """The call with what else it holds per sample folded as the tokens are."""
+    length = None if layout.token is None else given.shape[layout.token]
+    if not torch.compiler.is_compiling():
+        check_companions(insert.name, insert.named(call), samples, insert.routing.given)
+    change = partial(fold, groups=insert.passage.groups)
+    try:
+        return change_rows(call, insert.argument_names, samples, length, change, tokens, layout.batch)
+    except ValueError as why:
+        raise ValueError(f"block {insert.name!r}: {why} Plan inserts in other blocks.") from None
+
+
+def _part(tensor: Tensor, tokens: Tensor, groups: Groups, rows: int, dim: int) -> Tensor:
+    weights = tensor is not tokens and tensor.ndim > 2 and tensor.shape[-1] == tensor.shape[-2]
+    for axis in (0, dim) if weights else (dim, 0):  # attention weights come with samples first, whatever the tokens do
+        if tensor.ndim > axis and tensor.shape[axis] == rows:
+            return part(tensor, groups, axis)
+    return tensor
