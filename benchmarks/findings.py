@@ -67,12 +67,9 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
 
         plateau, tuning = f"{suite}-plateau", f"results/tuning/{suite}"
         yield of("tune", ("tune", suite), f"{plateau}-tuning", {"tuning.json": f"{tuning}-rates.json"})
-        yield of(
-            "weights",
-            ("ablate", "loss-weights", suite, *three, "--held-out", "val"),
-            f"{plateau}-weights",
-            {"ablation-loss-weights.jsonl": f"{tuning}-weights.jsonl"},
-        )
+        for name, kept_as in (("loss-weights", "one-weight"), (f"weights-{suite}", "weights")):
+            found = {f"ablation-{name}.jsonl": f"{tuning}-{kept_as}.jsonl"}
+            yield of("weights", ("ablate", name, suite, *three, "--held-out", "val"), f"{plateau}-weights", found)
         yield of(
             "bench",
             ("bench", suite, "--regime", "plateau", *five, "--methods", *(method.name for method in METHODS)),
@@ -87,7 +84,7 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
         )
         yield of("probe", ("probe", suite, *five), plateau, {"probe.json": f"results/{suite}-probe.json"})
         for ablation in ABLATIONS:
-            if ablation.name in ("loss-weights", "block-adapt", "block-tm"):
+            if "weights" in ablation.name or ablation.name in ("block-adapt", "block-tm"):
                 continue  # made by others of these commands
             name, own = f"ablation-{ablation.name}", f"ablations/{suite}-{ablation.name}"
             kept = {f"{name}.jsonl": f"results/{own}.jsonl", f"{name}.svg": f"docs/images/{own}.svg"}

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +22,9 @@ from dtme.bench.catalogue import every_method, method_of
 from dtme.bench.display import shown
 from dtme.bench.experiment import Bench
 from dtme.bench.lines import write_lines
+from dtme.bench.options import Options
 from dtme.bench.pages import table_of
-from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
+from dtme.bench.recipe import TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
 from dtme.bench.rows import jobs_of
 from dtme.bench.scores import block_scores, correlations
@@ -34,9 +34,11 @@ from dtme.bench.tuning import scores, settings_of, write
 PAPER = ("ST", "MT", "TM", "TE", "TM+TE")
 """What `dtme bench` compares unless told otherwise."""
 
-REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU, "settled": SETTLED}
-Dense = Literal["scenes", "nuclei"]
-Regime = Literal["transfer", "plateau", "settled"]
+Given = Annotated[Options, tyro.conf.arg(name="")]
+"""Options of a command that are not behind a name of their own."""
+ONE_OF_TRANSFER = Options(tyro.MISSING, regime="transfer", seeds=(0,))
+SOME_AT_THE_PLATEAU = Options(tyro.MISSING)
+ONE_AT_THE_PLATEAU = Options(tyro.MISSING, seeds=(0,))
 
 
 def demo(out: Path = Path("runs/demo")) -> None:
@@ -52,32 +54,19 @@ def demo(out: Path = Path("runs/demo")) -> None:
 
 
 def bench(
-    suite: Annotated[Dense, tyro.conf.Positional],
-    data: Path | None = None,
-    regime: Regime = "transfer",
-    methods: tuple[str, ...] = PAPER,
-    seeds: tuple[int, ...] = (0,),
-    steps: int | None = None,
-    held_out: Literal["test", "val"] = "test",
-    out: Path | None = None,
+    given: Given = ONE_OF_TRANSFER, methods: tuple[str, ...] = PAPER, held_out: Literal["test", "val"] = "test"
 ) -> None:
     """Train the rows of a suite, for each seed, and print its table. Of text tasks: `dtme bench glue --help`.
 
     Args:
-        suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
-        data: Archive or folder of the suite's data.
-        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end; `settled`: the
-            same trunk, which then moves little.
+        given: Which runs.
         methods: Rows of the table; ST and MT are added, as the others are held against them. A wrong name lists all.
-        seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
-        steps: Training steps of each row, if not the recipe's.
         held_out: What rows are measured on; `val` is for choosing settings.
-        out: Folder of the results, by default runs/SUITE-REGIME. What is finished there is used again.
     """
     for name in methods:
         method_of(name)
-    folder = out or Path("runs") / f"{suite}-{regime}"
-    benches = _benches(suite, data, regime, seeds, steps, folder, held_out)
+    folder = given.folder()
+    benches = given.benches(folder, held_out)
     wanted = tuple(method.name for method in every_method() if method.name in (*methods, "ST", "MT"))
     runs = _run(benches, wanted, folder)
     page = write_report(benches[0], runs[0], wanted)
@@ -86,59 +75,35 @@ def bench(
 
 def ablate(
     ablation: Annotated[str, tyro.conf.Positional],
-    suite: Annotated[Dense, tyro.conf.Positional],
-    data: Path | None = None,
-    regime: Regime = "plateau",
-    seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int | None = None,
+    given: Given = SOME_AT_THE_PLATEAU,
     held_out: Literal["test", "val"] = "test",
-    out: Path | None = None,
 ) -> None:
     """Vary one thing, for each seed; print a table and draw the gains over MT.
 
     Args:
         ablation: What is varied. A wrong name lists all.
-        suite: As for `dtme bench`.
-        data: As for `dtme bench`.
-        regime: As for `dtme bench`.
-        seeds: As for `dtme bench`.
-        steps: Training steps of each row, if not the recipe's.
+        given: Which runs; what `dtme bench` has finished in their folder is used again.
         held_out: As for `dtme bench`.
-        out: Folder of the results, by default runs/SUITE-REGIME, where `dtme bench` leaves its own: what is finished there is
-            used again.
     """
     from dtme.bench.arms import draw
 
     chosen = ablation_of(ablation)
-    folder = out or Path("runs") / f"{suite}-{regime}"
+    folder = given.folder()
     wanted = ("ST", "MT", *(method.name for _, method in chosen.arms if method.name != "MT"))
-    benches = _benches(suite, data, regime, seeds, steps, folder, held_out)
-    runs = _run(benches, wanted, folder, name=f"ablation-{chosen.name}")
+    runs = _run(given.benches(folder, held_out), wanted, folder, name=f"ablation-{chosen.name}")
     Console().print(f"Figure: {draw(chosen, runs, folder / f'ablation-{chosen.name}.svg')}")
 
 
-def probe(
-    suite: Annotated[Dense, tyro.conf.Positional],
-    data: Path | None = None,
-    regime: Regime = "plateau",
-    seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int | None = None,
-    out: Path | None = None,
-) -> None:
+def probe(given: Given = SOME_AT_THE_PLATEAU) -> None:
     """Put one insert into one block at a time, and tell which score of the blocks ranks what it gains.
 
     Args:
-        suite: As for `dtme bench`.
-        data: As for `dtme bench`.
-        regime: As for `dtme bench`.
-        seeds: As for `dtme bench`.
-        steps: Training steps of each row, if not the recipe's.
-        out: As for `dtme ablate`.
+        given: Which runs, as for `dtme ablate`.
     """
     from dtme.viz.score_correlations import score_correlations
 
-    folder = out or Path("runs") / f"{suite}-{regime}"
-    benches = _benches(suite, data, regime, seeds, steps, folder, "test")
+    folder = given.folder()
+    benches = given.benches(folder)
     kinds = {"low-rank updates": ablation_of("block-adapt"), "modulators": ablation_of("block-tm")}
     wanted = ("ST", "MT", *(method.name for ablation in kinds.values() for _, method in ablation.arms))
     runs = _run(benches, wanted, folder, name="probe")
@@ -150,32 +115,21 @@ def probe(
     shared = {name: runs[0][name] for name in ("suite", "command", "versions", "hardware", "settings")}
     write_text(folder / "probe.json", json.dumps({**shared, "correlations": found}, indent=1) + "\n")
     with written_whole(folder / "probe.svg") as temporary:
-        score_correlations(found, f"{suite}: which score tells where an insert helps").savefig(temporary, format="svg")
+        title = f"{given.suite}: which score tells where an insert helps"
+        score_correlations(found, title).savefig(temporary, format="svg")
     for kind, own in found.items():
         Console().print(f"{kind}: " + ", ".join(f"{name} {value:+.2f}" for name, value in own.items()))
     Console().print(f"Figure: {folder / 'probe.svg'}")
 
 
-def tune(
-    suite: Annotated[Dense, tyro.conf.Positional],
-    data: Path | None = None,
-    regime: Regime = "plateau",
-    seeds: tuple[int, ...] = (0,),
-    steps: int | None = None,
-    out: Path | None = None,
-) -> None:
+def tune(given: Given = ONE_AT_THE_PLATEAU) -> None:
     """Train MT and ST under several learning rates of trunk and heads, and measure them on the validation split.
 
     Args:
-        suite: As for `dtme bench`.
-        data: As for `dtme bench`.
-        regime: As for `dtme bench`.
-        seeds: As for `dtme bench`.
-        steps: Training steps of each row, if not the recipe's.
-        out: Folder of the results, by default runs/SUITE-REGIME-tuning.
+        given: Which runs; by default their results are in runs/SUITE-REGIME-tuning.
     """
-    folder = out or Path("runs") / f"{suite}-{regime}-tuning"
-    benches = [settings_of(bench) for bench in _benches(suite, data, regime, seeds, steps, folder, "val")]
+    folder = given.folder("-tuning")
+    benches = [settings_of(bench) for bench in given.benches(folder, "val")]
     runs = {
         pair: _run([of[pair] for of in benches], ("ST", "MT"), folder, name="row-{:g}-head-{:g}".format(*pair))
         for pair in benches[0]
@@ -184,23 +138,6 @@ def tune(
     write(folder / "tuning.json", found, next(iter(runs.values()))[0])
     for line in found:
         Console().print("  ".join(f"{name} {value:+.2f}" for name, value in line.items()))
-
-
-def _benches(
-    suite: Dense,
-    data: Path | None,
-    regime: Regime,
-    seeds: Sequence[int],
-    steps: int | None,
-    folder: Path,
-    held_out: Literal["test", "val"],
-) -> list[Bench]:
-    recipe = REGIMES[regime]
-    if steps is not None:
-        recipe = replace(recipe, steps=steps, expand_at=min(recipe.expand_at, steps // 10))
-    if not seeds:
-        raise ValueError("seeds: give at least one whole number.")
-    return [Bench(suite, recipe, folder / f"seed-{seed}", data, seed, held_out) for seed in dict.fromkeys(seeds)]
 
 
 def _run(benches: Sequence[Bench], methods: Sequence[str], folder: Path, name: str = "results") -> list[dict[str, Any]]:

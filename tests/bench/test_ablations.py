@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_dense import TINY
 
 from dtme import cli
+from dtme.bench import options
 from dtme.bench.ablations import ABLATIONS, ablation_of
 from dtme.bench.arms import changes, gains
 from dtme.bench.branch_point import BranchPoint
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     """Several ablations in one folder, two seeds; the rows they share are trained once."""
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.REGIMES, "plateau", RECIPE)
+        patch.setitem(options.REGIMES, "plateau", RECIPE)
         for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "conflict", "cosines"):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
@@ -76,7 +77,7 @@ def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
 
 
 def test_a_probe_tells_how_scores_rank_the_gains_of_single_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(cli.REGIMES, "plateau", RECIPE)
+    monkeypatch.setitem(options.REGIMES, "plateau", RECIPE)
     monkeypatch.setattr(sys, "argv", ["dtme", "probe", "scenes", "--seeds", "0", "--out", str(folder)])
     cli.main()
     found = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["correlations"]

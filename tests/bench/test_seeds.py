@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_dense import TINY
 
 from dtme import cli
-from dtme.bench import beginnings
+from dtme.bench import beginnings, options
 from dtme.bench.beginnings import begin_all, start_of
 from dtme.bench.branch_point import begin
 from dtme.bench.catalogue import method_of
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(cli.REGIMES, "plateau", RECIPE)
+        patch.setitem(options.REGIMES, "plateau", RECIPE)
         command = ["bench", "scenes", "--regime", "plateau", "--seeds", "0", "1", "--out", str(out), "--methods"]
         patch.setattr(sys, "argv", ["dtme", *command, *METHODS])
         cli.main()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dtme import baselines
 from dtme.bench.branch_point import BranchPoint
+from dtme.bench.experiment import TUNED_WEIGHTS
 from dtme.bench.placements import (
     Planner,
     at_random_behind_the_same_block,
@@ -72,7 +73,7 @@ def watched(method: Method) -> Method:
     return replace(method, name=f"{method.name}, watched", balance=looking)
 
 
-METHODS = (
+_WITH_WEIGHTS_IN_COMMON_USE = (
     Method("ST", "one model per task"),
     Method("MT", "plain multi-task training, the weighted sum of the losses"),
     Method("MT 2x", "MT for twice the steps", longer=2.0),
@@ -183,5 +184,36 @@ METHODS = (
         lasts=("Adapt r8 last block", "time"),
     ),
     Method("MT as long as Adapt last 2", "MT for the wall-clock of Adapt last 2", lasts=("Adapt last 2", "time")),
+)
+_TUNED = (
+    "MT",
+    "MT 2x",
+    "TM",
+    "TM+TE",
+    "TM+TE random, same cost",
+    "TM+TE all",
+    "Adapt last half",
+    "Adapt last 2",
+    "Adapt last block",
+    "Adapt r8 last block",
+    "own last block",
+    "MT as long as TM+TE",
+    "MT as long as Adapt r8 last block",
+)
+
+
+def _tuned(method: Method) -> Method:
+    """A method trained with the weights that serve plain training best."""
+    return replace(
+        method,
+        name=f"{method.name}, tuned weights",
+        says=f"{method.says}; weights of the losses chosen for MT on the validation split",
+        weights=TUNED_WEIGHTS,
+    )
+
+
+METHODS = (
+    *_WITH_WEIGHTS_IN_COMMON_USE,
+    *(_tuned(method) for method in _WITH_WEIGHTS_IN_COMMON_USE if method.name in _TUNED),
 )
 """In the order of every table."""

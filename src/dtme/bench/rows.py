@@ -42,9 +42,15 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
         label: Put before the names of jobs, where several seeds run together.
 
     Raises:
-        ValueError: A method is unknown.
+        ValueError: A method is unknown, or is not for this suite.
     """
     wanted = [method_of(name) for name in methods]
+    for method in wanted:
+        if method.weights is not None and bench.suite not in method.weights:
+            raise ValueError(
+                f"methods: {method.name!r} has weights for the losses of {', '.join(method.weights)} only, not of "
+                f"{bench.suite!r}."
+            )
     data = _data_jobs(bench)
     ready = tuple(job.name for job in data)
     inserting = [method for method in wanted if method.plan is not None]

@@ -1,0 +1,57 @@
+"""What every command on a dense suite is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dtme.bench.experiment import Bench
+from dtme.bench.recipe import PLATEAU, SETTLED, TRANSFER
+
+REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU, "settled": SETTLED}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which runs of a suite are meant.
+
+    Attributes:
+        suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
+        data: Archive or folder of the suite's data.
+        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end; `settled`: the
+            same trunk, which then moves little.
+        seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
+        steps: Training steps of each row, if not the recipe's.
+        out: Folder of the results, by default runs/SUITE-REGIME. What is finished there is used again.
+    """
+
+    suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional]
+    data: Path | None = None
+    regime: Literal["transfer", "plateau", "settled"] = "plateau"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int | None = None
+    out: Path | None = None
+
+    def folder(self, suffix: str = "") -> Path:
+        """Of the results."""
+        return self.out or Path("runs") / f"{self.suite}-{self.regime}{suffix}"
+
+    def benches(self, folder: Path, held_out: Literal["test", "val"] = "test") -> Sequence[Bench]:
+        """One benchmark run per seed.
+
+        Raises:
+            ValueError: There is no seed.
+        """
+        recipe = REGIMES[self.regime]
+        if self.steps is not None:
+            recipe = replace(recipe, steps=self.steps, expand_at=min(recipe.expand_at, self.steps // 10))
+        if not self.seeds:
+            raise ValueError("seeds: give at least one whole number.")
+        return [
+            Bench(self.suite, recipe, folder / f"seed-{seed}", self.data, seed, held_out)
+            for seed in dict.fromkeys(self.seeds)
+        ]
