@@ -31,6 +31,7 @@ class Found:
         conflicts: Per block, what was counted.
         chance: Per block, what was counted between the gradients of different samples, at the same places.
         valid: Per block and sample, how many tokens are no padding.
+        energy: Per block and task present, the gradients' squared norms summed over samples and tokens.
         sums: Per task that may have to be compared on inputs of its own and block, the gradients summed over the tokens.
     """
 
@@ -40,6 +41,7 @@ class Found:
     conflicts: dict[str, Conflicts]
     chance: dict[str, Conflicts]
     valid: dict[str, Int[Tensor, " samples"]]
+    energy: dict[str, Float[Tensor, " present"]]
     sums: dict[str, dict[str, Float[Tensor, "samples p"]]]
 
 
@@ -57,6 +59,7 @@ class Measurement:
         self.samples = 0
         self.rates = {name: RateSums(len(tasks)) for name in blocks}
         self.chance = {name: RateSums(len(tasks)) for name in blocks}
+        self.energy = {name: torch.zeros(len(tasks), dtype=torch.float64) for name in blocks}
         self.scores = [BlockScores(len(blocks)), BlockScores(len(blocks))]
         self.apart: dict[str, dict[str, Reservoir]] = {
             task: {name: Reservoir(DISJOINT_SAMPLES) for name in blocks} for task in tasks
@@ -65,13 +68,14 @@ class Measurement:
     def find(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> Found:
         """What the token gradients of one batch say; nothing is added yet."""
         present = [place for place, task in enumerate(self.tasks) if task in gradients]
-        conflicts, chance, valid, shares = {}, {}, {}, []
+        conflicts, chance, valid, energy, shares = {}, {}, {}, {}, []
         for name in self.blocks:
             entry = caught.entries[name]
             stacked = torch.stack([gradients[self.tasks[place]][name] for place in present], dim=2)
             valid[name] = torch.full((len(stacked),), stacked.shape[1]) if entry.valid is None else entry.valid.sum(1)
             conflicts[name] = token_conflicts(stacked, self.spaces[name])
             chance[name] = _chance(stacked, self.spaces[name])
+            energy[name] = torch.linalg.vector_norm(stacked, dim=(0, 1, 3), dtype=torch.float64).square().cpu()
             counted = conflicts[name].counted.to(torch.float64)
             both = torch.stack([conflicts[name].in_range, conflicts[name].in_null]) / counted
             shares.append(both.flatten(2).nanmean(2))
@@ -83,7 +87,7 @@ class Measurement:
             }
             for place in present
         }
-        return Found(caught.samples(), scores, present, conflicts, chance, valid, sums)
+        return Found(caught.samples(), scores, present, conflicts, chance, valid, energy, sums)
 
     def count(self, samples: int, scores: Sequence[Float[Tensor, "samples blocks"]]) -> None:
         """Take note of a batch of any process: what tells when to stop."""
@@ -96,6 +100,7 @@ class Measurement:
         for name in self.blocks:
             self.rates[name].add(found.conflicts[name], found.present, found.valid[name])
             self.chance[name].add(found.chance[name], found.present, found.valid[name])
+            self.energy[name][found.present] += found.energy[name]
         self._keep_sums(found)
 
     def _keep_sums(self, found: Found) -> None:
@@ -116,7 +121,7 @@ class Measurement:
     def total(self, processes: Processes) -> None:
         """Add up what all processes have found, in each of them."""
         sums = (of[name] for of in (self.rates, self.chance) for name in self.blocks)
-        tensors = [tensor for own in sums for tensor in own.sums()]
+        tensors = [*(tensor for own in sums for tensor in own.sums()), *self.energy.values()]
         flat = processes.total(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
@@ -176,6 +181,7 @@ class Measurement:
             variance_ratio=variance_ratio,
             level=level,
             undecided=() if self.confidence is None else self._undecided(),
+            gradient_size=torch.stack([(self.energy[name] / self.rates[name].tokens()).sqrt() for name in self.blocks]),
             range_chance=chance[:, 0],
             null_chance=chance[:, 1],
             range_chance_halfwidth=quantile * chance_errors[:, 0],

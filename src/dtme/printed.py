@@ -11,6 +11,9 @@ from dtme._shapes import Float
 if TYPE_CHECKING:
     from dtme.report import ConflictReport
 
+UNEVEN = 3.0
+"""How many times the smallest gradient the largest may be before the report says so."""
+
 
 def printed(report: ConflictReport) -> str:
     """Per block the rank, both scores with half-widths and chance, and the pair that conflicts most."""
@@ -42,9 +45,23 @@ def printed(report: ConflictReport) -> str:
     ]
     if report.range_chance is not None:
         lines.append("Chance: the rate between gradients at the same token of different samples.")
+    if report.gradient_size is not None and bool((report.gradient_size > 0).all()):
+        lines += _sizes(report)
     if report.undecided:
         lines.append(f"Not settled by these samples: {', '.join(report.undecided)}.")
     return "\n".join(lines)
+
+
+def _sizes(report: ConflictReport) -> list[str]:
+    """How the tasks' gradients compare, and what to try first where one of them drowns the others."""
+    relative = {task: 1 / weight for task, weight in report.even_weights().items()}
+    told = ", ".join(f"{task} {size:.2g}" for task, size in sorted(relative.items(), key=lambda own: -own[1]))
+    lines = [f"Size of the gradients, the losses as given (geometric mean 1): {told}."]
+    if max(relative.values()) > UNEVEN * min(relative.values()):
+        lines.append(
+            "They are uneven: try other weights of the losses before a plan, which cost nothing (even_weights())."
+        )
+    return lines
 
 
 def _mean(halfwidth: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:

@@ -56,6 +56,10 @@ class RateSums:
             self.products,
         )
 
+    def tokens(self) -> Float[Tensor, " tasks"]:
+        """How many tokens each task had a gradient at, exactly zero or not."""
+        return self.possible.diagonal()
+
     def add(self, conflicts: Conflicts, present: list[int], tokens: Int[Tensor, " samples"]) -> None:
         """Add a batch in which the tasks `present` were compared on samples of so many valid tokens."""
         rows = torch.tensor(present)

@@ -48,6 +48,8 @@ class ConflictReport:
         variance_ratio: r, the energy in the range space over that in the null space.
         level: Confidence level of the half-widths.
         undecided: Blocks whose place in the default plan the samples did not settle, where `confidence` was asked for.
+        gradient_size: How large the gradient of each task's loss is, as the loss was given: the root of its mean squared norm
+            over the tokens that enter a block. `None` in reports of earlier versions.
         flops: FLOPs of the plain model on the first batch, or why they could not be counted.
         range_chance: The null hypothesis beside `range_rate`: the rate between the two tasks' gradients at the same token of
             different samples. Not a number for pairs that share no input; `None` in reports of earlier versions.
@@ -70,6 +72,7 @@ class ConflictReport:
     variance_ratio: float
     level: float
     undecided: tuple[str, ...] = ()
+    gradient_size: Float[Tensor, "blocks tasks"] | None = None
     flops: ModelFlops | str = "this report is none of an analysis that counted FLOPs."
     range_chance: Float[Tensor, "blocks tasks tasks"] | None = None
     null_chance: Float[Tensor, "blocks tasks tasks"] | None = None
@@ -210,6 +213,37 @@ class ConflictReport:
         steps = [Step(price(plan, flops).ratio, float(place), plan) for place, plan in enumerate(plans)]
         return within(steps, max_cost)
 
+    def even_weights(self) -> dict[str, float]:
+        """Factors for the losses under which every task's gradient is equally large at the tokens.
+
+        With the sizes `s[b, i]` of `gradient_size`, task i gets `exp(-mean_b log s[b, i])`, over the geometric mean of all
+        tasks. A loss that outweighs the others takes more from them than any insert gives back, and weights cost nothing:
+        try them before a plan. They multiply the losses as `analyze` was given them.
+
+        Raises:
+            ValueError: The report holds no sizes, or a task has no gradient.
+
+        Example:
+            >>> two = torch.zeros(1, 2, 2)
+            >>> sizes = torch.tensor([[4.0, 1.0]])
+            >>> known = {"widths": (8,), "range_rank": (4,), "samples": 1, "pairing": (), "zero_share": (0.0,)}
+            >>> report = ConflictReport(
+            ...     ("a", "b"), ("block",), range_rate=two, null_rate=two, range_halfwidth=two, null_halfwidth=two,
+            ...     variance_ratio=100.0, level=0.95, gradient_size=sizes, **known,
+            ... )
+            >>> report.even_weights()
+            {'a': 0.5, 'b': 2.0}
+        """
+        if self.gradient_size is None:
+            raise ValueError(
+                "this report holds no gradient sizes: it was written before they were. Call analyze again."
+            )
+        for place, task in enumerate(self.tasks):
+            if not bool((self.gradient_size[:, place] > 0).all()):
+                raise ValueError(f"the gradient of task {task!r} is zero at some block, and so no weight evens it.")
+        logs = self.gradient_size.log().mean(0)
+        return dict(zip(self.tasks, (logs.mean() - logs).exp().tolist(), strict=True))
+
     def _place(self, score: Tensor, count: int, rate: Tensor, threshold: float | None) -> dict[str, tuple[str, ...]]:
         blocks = len(self.blocks)
         score = score.to(torch.float64).round(decimals=12)  # scores that differ by rounding alone are equal
@@ -242,7 +276,7 @@ class ConflictReport:
         data = read_json(read_text(Path(path)), FORMAT, str(path))
         try:
             data.setdefault("flops", cls.flops)  # of a report written before FLOPs were counted
-            data = {**dict.fromkeys(_CHANCE), **data}  # or before chance was measured
+            data = {**dict.fromkeys((*_CHANCE, "gradient_size")), **data}  # or before chance or sizes were measured
             values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
             report = cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -252,6 +286,9 @@ class ConflictReport:
             found = getattr(report, name)
             if found is not None and found.shape != shape:
                 raise ValueError(f"{path}: {name} has shape {tuple(found.shape)}, expected {shape}.")
+        if report.gradient_size is not None and report.gradient_size.shape != shape[:2]:
+            found = tuple(report.gradient_size.shape)
+            raise ValueError(f"{path}: gradient_size has shape {found}, expected {shape[:2]}.")
         return report
 
     def plot(self) -> Figure:
@@ -303,8 +340,8 @@ def _finite(value: Any) -> Any:
 
 
 def _restored(name: str, value: Any) -> Any:
-    if name in _TENSORS or (name in _CHANCE and value):  # chance is empty in reports of earlier versions
-        missing = math.nan if name in ("range_chance", "null_chance") else math.inf
+    if name in _TENSORS or (name in (*_CHANCE, "gradient_size") and value):  # empty in reports of earlier versions
+        missing = math.nan if name in ("range_chance", "null_chance", "gradient_size") else math.inf
         return torch.tensor(_filled(value, missing), dtype=torch.float64)
     if name == "pairing":
         return tuple(tuple(row) for row in value)

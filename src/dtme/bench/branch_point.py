@@ -18,7 +18,7 @@ from dtme.bench.jobs import Report
 from dtme.bench.model import build, hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Suite
-from dtme.bench.training import Run, data_order, optimiser, task_losses, train
+from dtme.bench.training import Run, data_order, optimiser, task_losses, train, weighted
 from dtme.report import ConflictReport
 
 
@@ -140,7 +140,7 @@ def analyse(model: nn.Module, bench: Bench, suite: Suite, point: BranchPoint = B
     """The analysis of a model as one is made at a branch point, by default at the recipe's own."""
     return analyze(
         model,
-        lambda model, batch: task_losses(model, batch, suite.tasks),
+        lambda model, batch: weighted(task_losses(model, batch, suite.tasks), suite.tasks),
         analysis_batches(bench, suite, point.reading),
         variance_ratio=point.variance_ratio,
     )

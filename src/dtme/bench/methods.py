@@ -46,7 +46,8 @@ class Method:
         change: What takes the model's place.
         rate: Which learning rate of the recipe is for what `change` adds; the trunk's if `None`.
         settings: What of the recipe is otherwise for this row alone; nothing that the weights it begins with depend on.
-        weights: Per suite the weights of the losses, if not the suite's own.
+        weights: Per suite the weights of the losses, if not the suite's own; or `"even"`: those under which the tasks' gradients
+            are equally large where it branches off.
         branch: Where it branches off plain training, and the analysis its plan comes from; or off another row, whose inserts
             stay and are joined by those of the plan.
         shape: The recipe of a model of another shape, which begins with a start of its own.
@@ -61,7 +62,7 @@ class Method:
     change: Change | None = None
     rate: Literal["insert_rate", "low_rank_rate"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Mapping[str, float]] | None = None
+    weights: Mapping[str, Mapping[str, float]] | Literal["even"] | None = None
     branch: BranchPoint = field(default_factory=BranchPoint)
     shape: Callable[[Recipe], Recipe] | None = None
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
@@ -159,6 +160,9 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
     Method("GradDrop", "signs drawn per element", balance=drawing(baselines.graddrop)),
     Method("FairGrad", "alpha-fair gradients", balance=by(baselines.fairgrad)),
     Method("UPGrad", "gradients projected onto the dual cone", balance=by(baselines.upgrad)),
+    Method(
+        "MT, even gradients", "losses weighted so that token gradients are equally large at the start", weights="even"
+    ),
     Method("UW", "losses weighted by learned uncertainty", balance=weighing(baselines.UW)),
     Method("DWA", "losses weighted by how fast they fall", balance=dwa),
     Method("FAMO", "losses weighted so that all fall alike", balance=weighing(baselines.FAMO)),

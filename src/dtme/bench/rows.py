@@ -7,7 +7,7 @@ are measured, with its weights, its optimiser's state and its place in the sched
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
     """
     wanted = [method_of(name) for name in methods]
     for method in wanted:
-        if method.weights is not None and bench.suite not in method.weights:
+        if isinstance(method.weights, Mapping) and bench.suite not in method.weights:
             raise ValueError(
                 f"methods: {method.name!r} has weights for the losses of {', '.join(method.weights)} only, not of "
                 f"{bench.suite!r}."
@@ -160,10 +160,18 @@ def recipe_of(bench: Bench, method: Method) -> Recipe:
     return replace(bench.recipe, **method.settings)
 
 
+def weights_of(bench: Bench, weights: Mapping[str, Mapping[str, float]] | Literal["even"]) -> Mapping[str, float]:
+    """The weights of the losses of a row that does not have its suite's."""
+    if weights != "even":
+        return weights[bench.suite]
+    factors = BranchPoint().measured(bench).even_weights()
+    return {task: weight * factors[task] for task, weight in LOSS_WEIGHTS[bench.suite].items()}
+
+
 def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
     """A multi-task row at the step of insertion, with what the method changes in place."""
     recipe = recipe_of(bench, method)
-    suite = suite if method.weights is None else suite.weighted(method.weights[bench.suite])
+    suite = suite if method.weights is None else suite.weighted(weights_of(bench, method.weights))
     if method.shape is not None:  # another shape cannot branch off, and begins with a start of its own
         wide = replace(bench, recipe=method.shape(recipe))
         model = build(suite.tasks, wide.recipe, bench.seed, start_of(wide, lambda done, total: None))
