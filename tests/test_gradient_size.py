@@ -58,7 +58,10 @@ def test_a_loss_that_drowns_the_others_is_told():
     even = report.even_weights()
 
     def losses(model, batch, factor: float):
-        return {task: even[task] * (factor if task == "depth" else 1) * own for task, own in task_losses(model, batch).items()}
+        return {
+            task: even[task] * (factor if task == "depth" else 1) * own
+            for task, own in task_losses(model, batch).items()
+        }
 
     told = str(dtme.analyze(model, lambda model, batch: losses(model, batch, 8.0), batches))
     assert "geometric mean 1): depth 4, " in told

@@ -45,15 +45,16 @@ def printed(report: ConflictReport) -> str:
     ]
     if report.range_chance is not None:
         lines.append("Chance: the rate between gradients at the same token of different samples.")
-    if report.gradient_size is not None and bool((report.gradient_size > 0).all()):
-        lines += _sizes(report)
+    lines += gradient_sizes(report)
     if report.undecided:
         lines.append(f"Not settled by these samples: {', '.join(report.undecided)}.")
     return "\n".join(lines)
 
 
-def _sizes(report: ConflictReport) -> list[str]:
-    """How the tasks' gradients compare, and what to try first where one of them drowns the others."""
+def gradient_sizes(report: ConflictReport) -> list[str]:
+    """How the tasks' gradients compare, and what to try first where one of them drowns the others; nothing if unknown."""
+    if report.gradient_size is None or not bool((report.gradient_size > 0).all()):
+        return []
     relative = {task: 1 / weight for task, weight in report.even_weights().items()}
     told = ", ".join(f"{task} {size:.2g}" for task, size in sorted(relative.items(), key=lambda own: -own[1]))
     lines = [f"Size of the gradients, the losses as given (geometric mean 1): {told}."]

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 from dtme import Plan
 from dtme.viz import write_page
@@ -154,6 +155,16 @@ def test_the_least_there_can_be(make_report, make_results, tmp_path, empty):
     assert "TM+TE:" in page.text  # explained, but without a row
     assert "Predictions" not in page.text
     assert "DTME (TE)" in page.text
+
+
+def test_the_page_tells_how_large_the_gradients_are(make_report, make_results, tmp_path):
+    sizes = torch.ones(12, 4, dtype=torch.float64)
+    sizes[:, 1] = 16
+    report = make_report(gradient_size=sizes)
+    write_page(tmp_path / "page.html", make_results(report.tasks), report, None, None)
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert f"(geometric mean 1): {report.tasks[1]} 8, {report.tasks[0]} 0.5" in text
+    assert "They are uneven" in text
 
 
 def test_without_analysis_plan_and_samples(make_results, tmp_path):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from dtme._files import write_text
 from dtme.budget import Inserts, staircase
 from dtme.plan import Plan
+from dtme.printed import gradient_sizes
 from dtme.report import ConflictReport
 from dtme.viz import captions
 from dtme.viz.conflict_maps import conflict_maps
@@ -65,6 +66,7 @@ def write_page(
         figures=_figures(results, report, plan, samples),
         report=report,
         scores=_scores(report),
+        sizes=gradient_sizes(report) if report is not None else (),
         plan=plan,
         one_seed=_one_seed(results.get("settings", {})),
     )
