@@ -2,7 +2,8 @@
 
     python benchmarks/chance.py --data dsb2018_nuclei.tar
 
-writes results/chance.json: per suite and state the scores, means over the blocks and seeds, beside their chance. What the
+writes results/chance.json: per suite and state the scores, means over the blocks and seeds, beside their chance, and each
+task's share of the energy of all tasks' gradients at the tokens, at the loss weights in common use. What the
 plateaus of `dtme bench` left in the cache is used; where there is none, each takes some minutes to train.
 """
 
@@ -41,6 +42,7 @@ def main(data: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), out: Path = Path(
     """
     torch.set_num_threads(1)
     found: dict[str, dict[str, dict[str, float]]] = {}
+    shares: dict[str, dict[str, dict[str, float]]] = {}
     for suite in ("scenes", "nuclei"):
         reports: dict[str, list[ConflictReport]] = {state: [] for state in STATES}
         for seed in seeds:
@@ -50,13 +52,14 @@ def main(data: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), out: Path = Path(
                 start = start_of(bench, lambda done, total: None) if state == "at the plateau" else None
                 reports[state].append(analyse(build(made.tasks, PLATEAU, seed, start), bench, made))
         found[suite] = {state: _scores(own) for state, own in reports.items()}
+        shares[suite] = {state: _shares(own) for state, own in reports.items()}
     shared = {
         "command": shlex.join(["python", "benchmarks/chance.py", "--data", data.name]),
         "versions": {name: version(name) for name in ("dtme", "torch", "timm")},
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
         "seeds": list(seeds),
     }
-    write_text(out, dumps({**shared, "scores": found}, indent=1) + "\n")
+    write_text(out, dumps({**shared, "scores": found, "gradient_energy": shares}, indent=1) + "\n")
     print(out.read_text(encoding="utf-8"))
 
 
@@ -66,6 +69,18 @@ def _scores(reports: list[ConflictReport]) -> dict[str, float]:
 
     return {
         name: round(mean(name), 4) for name in ("range_score", "range_chance_score", "null_score", "null_chance_score")
+    }
+
+
+def _shares(reports: list[ConflictReport]) -> dict[str, float]:
+    of_seeds = []
+    for report in reports:
+        assert report.gradient_size is not None
+        energy = report.gradient_size.square()
+        of_seeds.append((energy / energy.sum(1, keepdim=True)).mean(0))
+    return {
+        task: round(float(share), 3)
+        for task, share in zip(reports[0].tasks, torch.stack(of_seeds).mean(0), strict=True)
     }
 
 

@@ -1,13 +1,16 @@
 """The command that makes all results of the findings: what it runs, what it keeps, and where it stops."""
 
+import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from benchmarks import findings
 
 from dtme.bench.ablations import ablation_of
 from dtme.bench.catalogue import method_of
+from dtme.bench.experiment import TUNED_WEIGHTS
 
 FAKE = """#!/bin/sh
 echo "$@" >> {log}
@@ -61,3 +64,19 @@ def test_the_commands_name_methods_and_ablations_that_there_are():
         for name in methods[: next((place for place, word in enumerate(methods) if word.startswith("--")), None)]:
             assert method_of(name).name == name
         assert ("--data" in words) == ("nuclei" in words)
+
+
+@pytest.mark.parametrize("suite", ["nuclei", "scenes"])
+def test_tuned_weights_are_the_best_of_those_compared_on_the_validation_split(suite: str):
+    """From the committed results: whoever changes the weights has to compare them again."""
+    gains: dict[str, list[float]] = {}
+    for name in ("one-weight", "weights"):
+        path = findings.ROOT / "results" / "tuning" / f"{suite}-{name}.jsonl"
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            assert row["settings"]["held_out"] == "val"
+            if row["method"].startswith("MT,"):
+                gains.setdefault(row["method"], []).append(row["delta_m"])
+    best = method_of(max(gains, key=lambda name: fmean(gains[name])))
+    assert best.weights is not None
+    assert best.weights != "even"
+    assert best.weights[suite] == pytest.approx(TUNED_WEIGHTS[suite])

@@ -13,13 +13,15 @@ from tiny_dense import TINY
 
 from dtme import cli
 from dtme.bench import jobs
+from dtme.bench.branch_point import BranchPoint
+from dtme.bench.catalogue import method_of
 from dtme.bench.cost import costs
 from dtme.bench.display import Lines, shown
-from dtme.bench.experiment import Bench, figures
+from dtme.bench.experiment import LOSS_WEIGHTS, TUNED_WEIGHTS, Bench, figures
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.results import collect, write_report
-from dtme.bench.rows import jobs_of, plan_of_method, trained
+from dtme.bench.rows import jobs_of, plan_of_method, run_of, trained
 from dtme.bench.table import cells, markdown, table
 from dtme.bench.training import Run, optimiser
 
@@ -85,6 +87,27 @@ def test_expanded_rows_branch_off_the_plain_run(finished: Bench):
         curve = figures(finished, method)["curves"]["depth"]
         assert curve[: len(start["curves"]["depth"])] == start["curves"]["depth"]
         assert curve[-1][0] == RECIPE.steps
+
+
+def test_rows_with_other_weights_train_on_them(finished: Bench):
+    suite = finished.load()
+
+    def weights(name: str) -> dict[str, float]:
+        return {task.name: task.weight for task in run_of(finished, suite, method_of(name)).tasks}
+
+    own, even = LOSS_WEIGHTS["scenes"], BranchPoint().measured(finished).even_weights()
+    assert weights("MT") == weights("TM+TE") == own
+    assert weights("MT, tuned weights") == weights("TM+TE, tuned weights") == TUNED_WEIGHTS["scenes"] != own
+    assert weights("MT, even gradients") == {task: own[task] * even[task] for task in own}
+    assert weights("MT, task 2 x 3") == {**own, "depth": 3 * own["depth"]}
+    assert weights("MT, semseg x 3, edges / 9") == TUNED_WEIGHTS["scenes"]
+
+
+def test_weights_of_another_suite_are_refused(finished: Bench):
+    with pytest.raises(
+        ValueError, match="'MT, boundary / 9' has weights for the losses of nuclei only, not of 'scenes'"
+    ):
+        jobs_of(finished, ["MT, boundary / 9"])
 
 
 def test_what_is_finished_is_not_done_again_unless_settings_change(finished: Bench):
