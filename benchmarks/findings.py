@@ -23,7 +23,7 @@ from dtme.bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("nuclei", "scenes")
-KINDS = ("tune", "weights", "bench", "settled", "probe", "ablations")
+KINDS = ("tune", "weights", "bench", "balancing", "settled", "probe", "ablations")
 SETTLED = (
     "MT 2x",
     "TM",
@@ -70,11 +70,29 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
         for name, kept_as in (("loss-weights", "one-weight"), (f"weights-{suite}", "weights")):
             found = {f"ablation-{name}.jsonl": f"{tuning}-{kept_as}.jsonl"}
             yield of("weights", ("ablate", name, suite, *three, "--held-out", "val"), f"{plateau}-weights", found)
+        balancing = [method.name for method in METHODS if method.balance is not None and method.plan is None]
+        rows = [method.name for method in METHODS if method.name not in balancing]
         yield of(
             "bench",
-            ("bench", suite, "--regime", "plateau", *five, "--methods", *(method.name for method in METHODS)),
+            ("bench", suite, "--regime", "plateau", *five, "--methods", *rows),
             plateau,
             {"results.jsonl": f"results/{plateau}.jsonl"},
+        )
+        yield of(
+            "balancing",
+            (
+                "bench",
+                suite,
+                "--regime",
+                "plateau",
+                *three,
+                "--methods",
+                *balancing,
+                "MT, even gradients",
+                "MT, tuned weights",
+            ),
+            plateau,
+            {"results.jsonl": f"results/{suite}-balancing.jsonl"},
         )
         yield of(
             "settled",

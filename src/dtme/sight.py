@@ -51,12 +51,16 @@ def seeing(block: nn.Module, call: Call, key: int | str, dim: int, changed: slic
     tokens: Tensor = take(*call, key)
     if torch._C._len_torch_dispatch_stack() or tokens.is_meta or any(_is_sharded(p) for p in block.parameters()):
         return None
+    caches = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # weights cast here, without gradients, must not serve the pass itself
     try:
         with torch.no_grad():
             twin = _twin(block, {})
             before, after = (_run(twin, exchange(call, tokens, t), t) for t in (tokens, _changed(tokens, dim, changed)))
     except Exception:  # whatever the block raises: its own call will raise it likewise, and be heard
         return None
+    finally:
+        torch.set_autocast_cache_enabled(caches)
     if before.shape != after.shape or before.ndim != tokens.ndim or before.shape[dim] != tokens.shape[dim]:
         return None
     moved = (after - before).abs().nan_to_num(0.0, 0.0).movedim(dim, 0).flatten(1).amax(1)

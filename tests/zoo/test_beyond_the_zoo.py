@@ -217,6 +217,17 @@ def test_trying_a_block_leaves_no_trace():
     assert base.blocks[0].training
 
 
+def test_trying_a_block_under_autocast_leaves_its_weights_their_gradients():
+    base = OnUndisclosed()
+    x = torch.randn(5, 5, 16, generator=torch.Generator().manual_seed(0))
+    model = dtme.apply(base, dtme.Plan(("a", "b"), {"blocks.0": ("a", "b")}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = sum(output.float().sum() for output in model(x).values())
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in base.blocks.parameters())
+    assert torch.is_autocast_cache_enabled()
+
+
 @pytest.mark.parametrize("length", [6, 7])
 def test_positions_first_are_refused_also_where_they_are_a_multiple_of_the_samples(length: int):
     base, inputs = TEXT["xlnet"](), batch_of("xlnet", 3, length)
