@@ -8,9 +8,33 @@ from dtme.bench.lines import read_lines
 from dtme.bench.outlook import gains_by_cost
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN = (
+    "ST",
+    "MT",
+    "MT 2x",
+    "MT, even gradients",
+    "TM+TE",
+    "Adapt r8 last block",
+    "own last block",
+    *(
+        f"{name}, tuned weights"
+        for name in (
+            "MT",
+            "MT as long as Adapt r8 last block",
+            "MT as long as TM+TE",
+            "TM+TE",
+            "TM+TE random, same cost",
+            "Adapt r8 last block",
+            "Adapt last half",
+            "own last block",
+        )
+    ),
+)
+"""Of all rows, those that the findings argue with first."""
 
 if __name__ == "__main__":
     for path in sorted((ROOT / "results").glob("*-plateau.jsonl")):
         drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"
-        gains_by_cost(read_lines(path)).savefig(drawn, metadata={"Date": None})
+        runs = [{**run, "rows": [row for row in run["rows"] if row["method"] in SHOWN]} for run in read_lines(path)]
+        gains_by_cost(runs).savefig(drawn, metadata={"Date": None})
         print(drawn.relative_to(ROOT))
