@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from dtme._files import read_json, read_text, write_text
+from dtme import report_file
 from dtme._shapes import Float
 from dtme.budget import Inserts, Step, share_of, staircase, within
 from dtme.cost import price
@@ -22,10 +20,7 @@ from dtme.printed import printed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "dtme.report"
 Select = Literal["conflict", "random", "reversed", "swapped"]
-_TENSORS = ("range_rate", "null_rate", "range_halfwidth", "null_halfwidth")
-_CHANCE = ("range_chance", "null_chance", "range_chance_halfwidth", "null_chance_halfwidth")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +177,8 @@ class ConflictReport:
     def recommended(self, *, max_cost: float = 1.5, rank: int = 8) -> Plan:
         """Our own default, not the paper's: low-rank updates for every task in as many of the last blocks as a budget allows.
 
-        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time.
-        `docs/findings.md` holds the evidence.
+        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. Weights of
+        the losses cost nothing: tune them first, or begin with `even_weights()`. `docs/findings.md` holds the evidence.
 
         Args:
             max_cost: What inference of all tasks may cost, as a multiple of the plain model's.
@@ -258,13 +253,7 @@ class ConflictReport:
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON, whole or not at all."""
-        data: dict[str, Any] = {"format": FORMAT, "version": 1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, ModelFlops):
-                value = value.to_dict()
-            data[field.name] = _finite(value.tolist()) if isinstance(value, Tensor) else value
-        write_text(Path(path), json.dumps(data, allow_nan=False) + "\n")
+        report_file.write(Path(path), {field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> ConflictReport:
@@ -273,23 +262,8 @@ class ConflictReport:
         Raises:
             ValueError: The file is no report.
         """
-        data = read_json(read_text(Path(path)), FORMAT, str(path))
-        try:
-            data.setdefault("flops", cls.flops)  # of a report written before FLOPs were counted
-            data = {**dict.fromkeys((*_CHANCE, "gradient_size")), **data}  # or before chance or sizes were measured
-            values = {field.name: _restored(field.name, data[field.name]) for field in fields(cls)}
-            report = cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: a field of the report is missing or malformed ({error}).") from error
-        shape = (len(report.blocks), len(report.tasks), len(report.tasks))
-        for name in (*_TENSORS, *_CHANCE):
-            found = getattr(report, name)
-            if found is not None and found.shape != shape:
-                raise ValueError(f"{path}: {name} has shape {tuple(found.shape)}, expected {shape}.")
-        if report.gradient_size is not None and report.gradient_size.shape != shape[:2]:
-            found = tuple(report.gradient_size.shape)
-            raise ValueError(f"{path}: gradient_size has shape {found}, expected {shape[:2]}.")
-        return report
+        # FLOPs were not counted by every earlier version
+        return cls(**report_file.read(Path(path), {"flops": cls.flops}, tuple(field.name for field in fields(cls))))
 
     def plot(self) -> Figure:
         """The rates as two maps, blocks by pairs of tasks, one for each space.
@@ -330,27 +304,3 @@ def _pair_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blo
 def _known_mean(rate: Float[Tensor, "blocks tasks tasks"]) -> Float[Tensor, " blocks"]:
     first, second = torch.triu_indices(*rate.shape[1:], offset=1)
     return rate[:, first, second].nanmean(1)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity; a half-width that one sample cannot give is `null`."""
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value if math.isfinite(value) else None
-
-
-def _restored(name: str, value: Any) -> Any:
-    if name in _TENSORS or (name in (*_CHANCE, "gradient_size") and value):  # empty in reports of earlier versions
-        missing = math.nan if name in ("range_chance", "null_chance", "gradient_size") else math.inf
-        return torch.tensor(_filled(value, missing), dtype=torch.float64)
-    if name == "pairing":
-        return tuple(tuple(row) for row in value)
-    if name == "flops":
-        return value if isinstance(value, str) else ModelFlops.from_dict(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _filled(value: Any, missing: float) -> Any:
-    if isinstance(value, list):
-        return [_filled(item, missing) for item in value]
-    return missing if value is None else value
