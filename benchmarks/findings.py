@@ -94,6 +94,24 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             plateau,
             {"results.jsonl": f"results/{suite}-balancing.jsonl"},
         )
+        if suite == "scenes":  # where five seeds did not settle it
+            recommended = "Adapt r8 last block, tuned weights"
+            yield of(
+                "bench",
+                (
+                    "bench",
+                    suite,
+                    "--regime",
+                    "plateau",
+                    "--seeds",
+                    *map(str, range(10)),
+                    "--methods",
+                    "MT, tuned weights",
+                )
+                + (recommended, f"MT as long as {recommended}"),
+                plateau,
+                {"results.jsonl": "results/scenes-ten-seeds.jsonl"},
+            )
         yield of(
             "settled",
             ("bench", suite, "--regime", "settled", *five, "--methods", *SETTLED),
