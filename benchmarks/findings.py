@@ -96,19 +96,11 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
         )
         if suite == "scenes":  # where five seeds did not settle it
             recommended = "Adapt r8 last block, tuned weights"
+            ten = ("--seeds", *map(str, range(10)))
+            rows = ("MT, tuned weights", recommended, f"MT as long as {recommended}")
             yield of(
                 "bench",
-                (
-                    "bench",
-                    suite,
-                    "--regime",
-                    "plateau",
-                    "--seeds",
-                    *map(str, range(10)),
-                    "--methods",
-                    "MT, tuned weights",
-                )
-                + (recommended, f"MT as long as {recommended}"),
+                ("bench", suite, "--regime", "plateau", *ten, "--methods", *rows),
                 plateau,
                 {"results.jsonl": "results/scenes-ten-seeds.jsonl"},
             )
