@@ -5,6 +5,7 @@ Decided by rule, never by a size alone where two readings are possible (a batch 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -119,6 +120,16 @@ def exchange(call: Call, tokens: Tensor, others: Tensor) -> Call:
         tuple(others if value is tokens else value for value in args),
         {name: others if value is tokens else value for name, value in kwargs.items()},
     )
+
+
+def with_own_caches(call: Call) -> Call:
+    """The call with copies of the caches of keys and values in it: a run beside the pass adds nothing to the pass's own."""
+
+    def own(value: Any) -> Any:
+        return copy.deepcopy(value) if hasattr(value, "get_seq_length") else value
+
+    args, kwargs = call
+    return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
 
 
 def change_rows(

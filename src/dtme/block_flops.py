@@ -7,7 +7,6 @@ coefficients give it exactly: the block as it is, with two streams, and with tas
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme.apply import open_layers
-from dtme.arguments import Call, argument_names, change_rows, exchange
+from dtme.arguments import Call, argument_names, change_rows, exchange, with_own_caches
 from dtme.blocks import fused_projections, layout_of, take, tokens_key, width_of
 from dtme.crossing import entered
 from dtme.insert import Insert
@@ -108,7 +107,7 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
         return held.narrow(dim, 0, held.shape[dim] // rows * few)
 
     def counted(call: Call) -> int:
-        args, kwargs = _with_own_caches(call)
+        args, kwargs = with_own_caches(call)
         return flops(lambda: block.forward(*args, **kwargs))
 
     def with_insert(**placed: Any) -> int:
@@ -142,16 +141,6 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
         return None if found is None else (of_all(found[0]), of_all(found[1]))
 
     return BlockFlops(of_all(both - alone), 2 * alone - both, 0, pair(task_tokens), pair(updates), refusals)
-
-
-def _with_own_caches(call: Call) -> Call:
-    """The call with copies of the caches of keys and values in it: a run beside the pass adds nothing to the pass's own."""
-
-    def own(value: Any) -> Any:
-        return copy.deepcopy(value) if hasattr(value, "get_seq_length") else value
-
-    args, kwargs = call
-    return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool
-from dtme.arguments import Call, exchange
+from dtme.arguments import Call, exchange, with_own_caches
 from dtme.blocks import Layout, take
 from dtme.outputs import tokens_of
 
@@ -125,5 +125,5 @@ def _bounds(changed: slice, length: int) -> tuple[int, int]:
 def _run(twin: nn.Module, call: Call, tokens: Tensor) -> Tensor:
     devices: list[Any] = [tokens.device] if tokens.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        args, kwargs = call
+        args, kwargs = with_own_caches(call)
         return tokens_of(twin(*args, **kwargs), tokens, type(twin).__name__)

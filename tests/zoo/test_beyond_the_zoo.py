@@ -306,9 +306,9 @@ def test_layers_of_one_expert_are_named():  # its router computes in single prec
     assert_tasks_keep_apart(base, dtme.Plan(TASKS, adapt={block: TASKS}, adapt_layers=pattern), batch_of("switch"))
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_the_analysis_adds_nothing_to_a_cache(samples: int):
-    base, inputs = TEXT["gpt2"](), batch_of("gpt2", samples)
+@pytest.mark.parametrize(("samples", "length"), [(1, 7), (3, 7), (4, 4)])  # in the last, samples might be positions
+def test_the_analysis_adds_nothing_to_a_cache(samples: int, length: int):
+    base, inputs = TEXT["gpt2"](), batch_of("gpt2", samples, length)
     cached = dtme.analyze(base, losses, [inputs])
     base.trunk.config.use_cache = False
     plain = dtme.analyze(base, losses, [inputs])
