@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from tiny_dense import TINY
 
 from dtme import cli
 from dtme.bench import jobs
+from dtme.bench.beginnings import start_of
 from dtme.bench.branch_point import BranchPoint
 from dtme.bench.catalogue import method_of
 from dtme.bench.cost import costs
 from dtme.bench.display import Lines, shown
-from dtme.bench.experiment import LOSS_WEIGHTS, TUNED_WEIGHTS, Bench, figures
+from dtme.bench.experiment import LOSS_WEIGHTS, TUNED_WEIGHTS, Bench, figures, is_done
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.results import collect, write_report
@@ -101,6 +103,36 @@ def test_rows_with_other_weights_train_on_them(finished: Bench):
     assert weights("MT, even gradients") == {task: own[task] * even[task] for task in own}
     assert weights("MT, task 2 x 3") == {**own, "depth": 3 * own["depth"]}
     assert weights("MT, semseg x 3, edges / 9") == TUNED_WEIGHTS["scenes"]
+
+
+def test_tuned_weights_from_the_start_change_what_rows_begin_with_and_every_row(tmp_path: Path, finished: Bench):
+    whole = replace(RECIPE, start="plateau")
+    common = Bench("scenes", whole, tmp_path / "common")
+    tuned = replace(common, out=tmp_path / "tuned", weights="tuned")
+    starts = [start_of(bench, lambda done, total: None) for bench in (common, tuned)]
+    assert any(not torch.equal(weight, starts[1][name]) for name, weight in starts[0].items())
+    jobs.run(jobs_of(tuned, ["MT", "MT, even gradients"]), Silent(), workers=1)
+    suite, even = tuned.load(), BranchPoint().measured(tuned).even_weights()
+
+    def weights(name: str) -> dict[str, float]:
+        return {task.name: task.weight for task in run_of(tuned, suite, method_of(name)).tasks}
+
+    assert weights("MT") == weights("TM+TE") == TUNED_WEIGHTS["scenes"] == tuned.settings()["loss_weights"]
+    assert weights("MT, even gradients") == {task: TUNED_WEIGHTS["scenes"][task] * even[task] for task in even}
+    assert is_done(tuned, "MT")
+    assert not is_done(replace(tuned, weights="common"), "MT")  # what was trained with other weights is not used again
+
+
+def test_even_gradients_pay_for_their_analysis(finished: Bench, tmp_path: Path):
+    methods = ("ST", "MT", "MT, even gradients")
+    again = replace(
+        finished, out=shutil.copytree(finished.out, tmp_path / "again")
+    )  # prices are kept per list of methods
+    jobs.run(jobs_of(again, methods), Silent(), workers=1)
+    rows = collect(again, methods, command="dtme bench scenes", seconds=1.0)["rows"]
+    plain, even = rows[1], rows[2]
+    assert plain["analysis_share"] == 0 < even["analysis_share"]
+    assert even["wall_clock_ratio"] == pytest.approx(even["step_cost"] + even["analysis_share"])
 
 
 def test_weights_of_another_suite_are_refused(finished: Bench):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from dtme.bench.cache import cached
-from dtme.bench.experiment import LOSS_WEIGHTS, Bench, keep, path_of
+from dtme.bench.experiment import Bench, keep, path_of
 from dtme.bench.jobs import Report
 from dtme.bench.model import build, hash_of
 from dtme.bench.recipe import PRETRAINING, Recipe
@@ -59,7 +59,7 @@ def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
 
     shape = {name: value for name, value in asdict(recipe).items() if name not in (*_OF_ROWS, "first_head_rate")}
     images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
-    return cached(f"start/{bench.suite}-{hash_of(shape, LOSS_WEIGHTS[bench.suite], images, seed):012x}", made)
+    return cached(f"start/{bench.suite}-{hash_of(shape, bench.loss_weights, images, seed):012x}", made)
 
 
 def train_on(

@@ -41,6 +41,8 @@ class Bench:
         data: Where the suite's data is, if it needs any.
         seed: Of data order and first weights.
         held_out: The split that rows are measured on: `"val"` for whoever chooses settings, `"test"` for all else.
+        weights: Of the losses, for what rows begin with and for every row without weights of its own: those in common use, or
+            those that serve plain training best.
     """
 
     suite: Literal["scenes", "nuclei"]
@@ -49,10 +51,16 @@ class Bench:
     data: Path | None = None
     seed: int = 0
     held_out: Literal["test", "val"] = "test"
+    weights: Literal["common", "tuned"] = "common"
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each task's loss."""
+        return (LOSS_WEIGHTS if self.weights == "common" else TUNED_WEIGHTS)[self.suite]
 
     def load(self, report: Report | None = None) -> Suite:
         """The suite with the weights of its losses, from the cache where it has been made before."""
-        suite = self._data(report).weighted(LOSS_WEIGHTS[self.suite])
+        suite = self._data(report).weighted(self.loss_weights)
         if self.held_out == "val":
             assert suite.val is not None
             suite = replace(suite, test=suite.val)
@@ -85,7 +93,7 @@ class Bench:
             "data": data,
             "seed": self.seed,
             "recipe": recipe,
-            "loss_weights": LOSS_WEIGHTS[self.suite],
+            "loss_weights": self.loss_weights,
             "held_out": self.held_out,
         }
 

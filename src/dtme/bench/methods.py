@@ -68,6 +68,11 @@ class Method:
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
     longer: float = 1.0
 
+    @property
+    def analysed(self) -> bool:
+        """Whether it needs the analysis, whose time is then part of its price."""
+        return self.plan is not None or self.weights == "even"
+
 
 def watched(method: Method) -> Method:
     """A method without a balancing of its own, trained as it is, the tasks' parameter gradients looked at now and then."""

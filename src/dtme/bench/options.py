@@ -26,7 +26,10 @@ class Options:
             same trunk, which then moves little.
         seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
         steps: Training steps of each row, if not the recipe's.
-        out: Folder of the results, by default runs/SUITE-REGIME. What is finished there is used again.
+        weights: Of the losses, from the start of what rows begin with: `common`, those in common use, or `tuned`, those that
+            serve plain training best.
+        out: Folder of the results, by default runs/SUITE-REGIME, with -tuned for such weights. What is finished there is used
+            again.
     """
 
     suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional]
@@ -34,11 +37,13 @@ class Options:
     regime: Literal["transfer", "plateau", "settled"] = "plateau"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int | None = None
+    weights: Literal["common", "tuned"] = "common"
     out: Path | None = None
 
     def folder(self, suffix: str = "") -> Path:
         """Of the results."""
-        return self.out or Path("runs") / f"{self.suite}-{self.regime}{suffix}"
+        weights = "-tuned" if self.weights == "tuned" else ""
+        return self.out or Path("runs") / f"{self.suite}-{self.regime}{weights}{suffix}"
 
     def benches(self, folder: Path, held_out: Literal["test", "val"] = "test") -> Sequence[Bench]:
         """One benchmark run per seed.
@@ -52,6 +57,6 @@ class Options:
         if not self.seeds:
             raise ValueError("seeds: give at least one whole number.")
         return [
-            Bench(self.suite, recipe, folder / f"seed-{seed}", self.data, seed, held_out)
+            Bench(self.suite, recipe, folder / f"seed-{seed}", self.data, seed, held_out, self.weights)
             for seed in dict.fromkeys(self.seeds)
         ]

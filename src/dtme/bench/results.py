@@ -64,7 +64,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
-        analysis, analysis_steps = (0.0, 0.0) if plan is None else price_of_analysis(bench, known.branch)
+        analysis, analysis_steps = price_of_analysis(bench, known.branch) if known.analysed else (0.0, 0.0)
         spent += analysis
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
@@ -164,7 +164,7 @@ def _as_target(prediction: Tensor, kind: Kind) -> Tensor:
 def _price(bench: Bench, method: Method, steps: int, step_cost: float, analysis_steps: float) -> float:
     """Time of a row over that of MT, by the price of a step: runs side by side slow each other too unevenly to be timed."""
     if method.plan is None:
-        return steps * step_cost / bench.recipe.steps
+        return (analysis_steps + steps * step_cost) / bench.recipe.steps
     before = method.branch.step(bench.recipe)
     return (before + analysis_steps + (steps - before) * step_cost) / bench.recipe.steps
 
@@ -197,7 +197,7 @@ def _notes(bench: Bench, suite: Suite, first: Mapping[str, Any]) -> list[str]:
         f"weights and the same batches.{branches}",
         f"Measured on {len(suite.test)} test images; within one seed, differences of a few tenths of Delta_m are noise.",
         f"The analysis read {recipe.analysis_batches} batches twice and took {first['analysis_seconds']:.1f} s, as long as "
-        f"{first['analysis_steps']:.0f} training steps; its time is in the wall-clock of the expanded rows.",
+        f"{first['analysis_steps']:.0f} training steps; its time is in the wall-clock of the rows that need it.",
         "Step and inference cost: median ratio to MT over turns taken one after another. Wall-clock: steps times their "
         "cost, with the analysis.",
     ]

@@ -22,7 +22,7 @@ from dtme.bench.branch_point import BranchPoint, begin, conflict_of, plain_run, 
 from dtme.bench.catalogue import method_of
 from dtme.bench.cosines import CosineLog
 from dtme.bench.cost import costs
-from dtme.bench.experiment import LOSS_WEIGHTS, Bench, figures, is_done, keep, path_of
+from dtme.bench.experiment import Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
 from dtme.bench.methods import Method
 from dtme.bench.model import MultiTaskViT, build, hash_of
@@ -73,7 +73,7 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
         ),
         *(
             Job(f"ST {task}", single_task, (bench, task), after=("start",))
-            for task in LOSS_WEIGHTS[bench.suite]
+            for task in bench.loss_weights
             if any(method.name == "ST" for method in wanted)
         ),
     ]
@@ -145,7 +145,7 @@ def steps_of(bench: Bench, method: Method) -> int:
     other, currency = method.lasts
     costs_of_other = figures(bench, "cost")["costs"][other]
     per_step = costs_of_other["step" if currency == "time" else "step_flops"]
-    analysis = price_of_analysis(bench, method_of(other).branch)[1] if method_of(other).plan is not None else 0.0
+    analysis = price_of_analysis(bench, method_of(other).branch)[1] if method_of(other).analysed else 0.0
     return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
 
 
@@ -165,7 +165,7 @@ def weights_of(bench: Bench, weights: Mapping[str, Mapping[str, float]] | Litera
     if weights != "even":
         return weights[bench.suite]
     factors = BranchPoint().measured(bench).even_weights()
-    return {task: weight * factors[task] for task, weight in LOSS_WEIGHTS[bench.suite].items()}
+    return {task: weight * factors[task] for task, weight in bench.loss_weights.items()}
 
 
 def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
