@@ -23,7 +23,7 @@ from dtme.bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("nuclei", "scenes")
-KINDS = ("tune", "weights", "bench", "balancing", "settled", "probe", "ablations")
+KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "probe", "ablations")
 SETTLED = (
     "MT 2x",
     "TM",
@@ -35,6 +35,19 @@ SETTLED = (
     "Adapt r8 last block",
 )
 """Rows of the regime in which the trunk moves little."""
+FROM_TUNED = (
+    "MT 2x",
+    "TM",
+    "TM+TE",
+    "TM+TE random, same cost",
+    "MT as long as TM+TE",
+    "Adapt last half",
+    "Adapt r8 last block",
+    "own last block",
+    "MT as long as Adapt r8 last block",
+    "MT, even gradients",
+)
+"""Rows from a plateau that was reached with tuned weights."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,12 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
                 plateau,
                 {"results.jsonl": "results/scenes-ten-seeds.jsonl"},
             )
+        yield of(
+            "tuned",
+            ("bench", suite, "--regime", "plateau", "--weights", "tuned", *five, "--methods", *FROM_TUNED),
+            f"{plateau}-tuned",
+            {"results.jsonl": f"results/{plateau}-tuned.jsonl"},
+        )
         yield of(
             "settled",
             ("bench", suite, "--regime", "settled", *five, "--methods", *SETTLED),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import dtme
 from benchmarks.clock import Middle, in_turn
 from benchmarks.subject import TASKS, Size, first_half, flops, inference, last_half
-from dtme.adaptation import low_rank_update
 from dtme.baselines import LoRAPerTask
+from dtme.low_rank import low_rank_update
 
 Pass = Callable[[nn.Module, dict[str, Tensor]], None]
 

@@ -8,7 +8,9 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from dtme.blocks import Layout, find_blocks, layout_of, put, take, tokens_key, width_of
+from dtme.arguments import put, take, tokens_key
+from dtme.blocks import find_blocks
+from dtme.layout import Layout, layout_of, width_of
 from models import timm_multitask, tiny_vit, torch_encoder_multitask
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}

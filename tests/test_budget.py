@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import dtme
 from dtme import budget
 from dtme.block_flops import BlockFlops
-from dtme.budget import Inserts, Step, resolved, share_of, staircase
+from dtme.budget import Step, resolved, staircase
 from dtme.cost import price
 from dtme.flops import ModelFlops
+from dtme.parting import Inserts, share_of
 from models import make_batches, task_losses, tiny_vit, torch_encoder_multitask
 from test_report import rates, report_of
 

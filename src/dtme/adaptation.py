@@ -1,20 +1,15 @@
-"""Adaptation (ours, not the paper's): low-rank updates of a block's linear layers, one per task, in the streams.
+"""The linear layers of a block that take its tokens, and so can have low-rank updates.
 
-    y = W x + b + B_i A_i x,    A_i in R^(rank x in), B_i in R^(out x rank), B_i = 0 at the start
-
-Every row of a linear layer's input belongs to one lane of the pass, a stream or a sample; one batched product serves all.
 The projections of an `nn.MultiheadAttention` are linear layers too, though it calls none: `in_proj` (queries, keys and values
 in one, or `q_proj`, `k_proj`, `v_proj` where they differ in size) and `out_proj`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
@@ -43,59 +38,6 @@ class Linear:
     def out_features(self) -> int:
         """Channels it gives."""
         return self.weight.shape[0]
-
-
-class LowRank(nn.Module):
-    """The low-rank updates of one linear layer, stacked over the tasks that have one.
-
-    Attributes:
-        down: `A`, uniform at the start as a linear layer's weight is.
-        up: `B`, zero at the start.
-    """
-
-    down: Float[Tensor, "tasks rank inputs"]
-    up: Float[Tensor, "tasks outputs rank"]
-
-    def __init__(self, tasks: int, linear: Linear, rank: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(linear.in_features)
-        like = linear.weight.detach()
-        self.down = nn.Parameter(like.new_empty(tasks, rank, linear.in_features).uniform_(-bound, bound))
-        self.up = nn.Parameter(like.new_zeros(tasks, linear.out_features, rank))
-
-
-def low_rank_update(
-    inputs: Tensor,
-    outputs: Tensor,
-    down: Float[Tensor, "lanes rank inputs"],
-    up: Float[Tensor, "lanes outputs rank"],
-    dim: int,
-    *,
-    fresh: bool = False,
-) -> Tensor:
-    """The outputs of a linear layer with each lane's `B A x` added; lanes lie one after another along `dim`.
-
-    Without gradients it is added in place, where the outputs are `fresh` and no one else's: to read and write them is most
-    of what the update costs.
-
-    Example:
-        >>> x, y = torch.ones(2, 3, 4), torch.zeros(2, 3, 1)
-        >>> low_rank_update(x, y, torch.ones(2, 1, 4), torch.tensor([1.0, 10.0]).view(2, 1, 1), dim=0)[:, 0, 0].tolist()
-        [4.0, 40.0]
-    """
-    lanes = len(down)
-    rows = inputs.movedim(dim, 0)
-    down, up = down.to(inputs.dtype), up.to(inputs.dtype)  # some routers compute in a wider type than their model
-    inner = torch.bmm(rows.reshape(lanes, -1, rows.shape[-1]), down.mT)
-    up = up.mT.contiguous()  # so that neither product of its backward pass has a handful of columns, which is slow
-    if dim == 0 and inner.dtype == up.dtype == outputs.dtype and outputs.is_contiguous():
-        own = outputs.view(lanes, -1, outputs.shape[-1])
-        if fresh and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            torch.baddbmm(own, inner, up, out=own)
-            return outputs
-        return torch.baddbmm(own, inner, up).view_as(outputs)
-    update = torch.bmm(inner, up)
-    return outputs + update.reshape(*rows.shape[:-1], -1).movedim(0, dim).to(outputs.dtype)
 
 
 def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, Linear]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dtme.adaptation import LowRank, low_rank_update
 from dtme.insert import Insert, layer_key
 from dtme.lanes import rows_of
+from dtme.low_rank import LowRank, low_rank_update
 
 _EXPERT = re.compile(r"(^|-)experts?-")
 """Keys of layers that belong to one of several experts."""
@@ -20,7 +20,8 @@ _ALL = slice(None)
 def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """The forward hook of a linear layer in a block that is adapted."""
     fresh = type(linear) is nn.Linear and len(linear._forward_hooks) == 1  # no other hook may have kept it
-    return _adapted(insert, layer, args[0], output, _ALL, insert.passage.batch_dim, fresh=fresh)
+    plain = linear if fresh and isinstance(linear, nn.Linear) else None
+    return _adapted(insert, layer, args[0], output, _ALL, insert.passage.batch_dim, fresh=fresh, linear=plain)
 
 
 def adapt_projection(
@@ -46,7 +47,15 @@ def check_all_ran(insert: Insert) -> None:
 
 
 def _adapted(
-    insert: Insert, layer: str, inputs: Tensor, outputs: Tensor, channels: slice, batch_dim: int, *, fresh: bool
+    insert: Insert,
+    layer: str,
+    inputs: Tensor,
+    outputs: Tensor,
+    channels: slice,
+    batch_dim: int,
+    *,
+    fresh: bool,
+    linear: nn.Linear | None = None,
 ) -> Tensor:
     """Outputs of a layer, or some channels of them, with the update of each lane's task; written to where `fresh`."""
     insert.passage.idle.discard(layer)
@@ -79,4 +88,4 @@ def _adapted(
     own = insert.low_rank[layer]
     assert isinstance(own, LowRank)
     down, up = rows_of(own.down, places, 0.0), rows_of(own.up, places, 0.0)
-    return low_rank_update(inputs, outputs, down, up[:, channels], batch_dim, fresh=fresh)
+    return low_rank_update(inputs, outputs, down, up[:, channels], batch_dim, fresh=fresh, linear=linear)

@@ -15,12 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from dtme.adaptation import linear_layers
 from dtme.adapting import adapt, adapt_projection
 from dtme.attention import Opened, open_attention
-from dtme.blocks import find_blocks, fused_projections, packing_modules, width_of
+from dtme.blocks import find_blocks, fused_projections, packing_modules
 from dtme.branches import leaving_modules
 from dtme.crossing import enter, leave
 from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
 from dtme.insert import Insert, layer_key
+from dtme.layout import width_of
 from dtme.parallel import check_not_distributed
 from dtme.passed_by import watch_for_passing_by
 from dtme.plan import Plan

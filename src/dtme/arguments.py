@@ -1,4 +1,4 @@
-"""The other arguments of a block: which of them hold a row per sample, and so follow the tokens into streams.
+"""A block's call: where in it the tokens are, and which of the other arguments hold a row per sample and so follow them.
 
 Decided by rule, never by a size alone where two readings are possible (a batch of N samples of N tokens).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,38 @@ _SHARED = re.compile(r"bias|cache", re.IGNORECASE)
 def argument_names(block: nn.Module) -> tuple[str, ...]:
     """What a block calls its positional arguments."""
     return tuple(inspect.signature(block.forward).parameters)
+
+
+def tokens_key(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str] = ()) -> int | str:
+    """Where in a block's call its tokens are: the first floating-point tensor, positional before named.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Named arguments.
+        names: What the block calls its arguments; named ones are looked through in this order, whatever the caller's.
+
+    Raises:
+        ValueError: There is none.
+    """
+    named = [name for name in names if name in kwargs] + [name for name in kwargs if name not in names]
+    for place, value in [*enumerate(args), *((name, kwargs[name]) for name in named)]:
+        if isinstance(value, Tensor) and torch.is_floating_point(value):
+            return place
+    raise ValueError("a block was called without a floating-point tensor: no tokens enter it.")
+
+
+def take(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> Any:
+    """The argument at a place of a call."""
+    return args[key] if isinstance(key, int) else kwargs[key]
+
+
+def put(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with the argument at a place exchanged."""
+    if isinstance(key, int):
+        return (*args[:key], value, *args[key + 1 :]), dict(kwargs)
+    return args, {**kwargs, key: value}
 
 
 def has_rows(name: str, value: Tensor, samples: int, length: int | None, batch: int = 0) -> bool:

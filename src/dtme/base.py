@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dtme.blocks import find_blocks, width_of
+from dtme.blocks import find_blocks
+from dtme.layout import width_of
 
 _PLACES = (0.382, 0.854)
 """Where in a parameter, as parts of its length, a value is remembered."""

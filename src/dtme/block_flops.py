@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dtme.apply import open_layers
-from dtme.arguments import Call, argument_names, change_rows, exchange, with_own_caches
-from dtme.blocks import fused_projections, layout_of, take, tokens_key, width_of
+from dtme.arguments import Call, argument_names, change_rows, exchange, take, tokens_key, with_own_caches
+from dtme.blocks import fused_projections
 from dtme.crossing import entered
 from dtme.insert import Insert
+from dtme.layout import layout_of, width_of
 from dtme.plan import Plan
 from dtme.position_tables import spanning_tables, widen
 from dtme.routing import Routing

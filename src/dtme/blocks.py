@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dtme.position_tables import OF_POSITIONS, spanning_tables
+from dtme.layout import first_norm
+from dtme.position_tables import spanning_tables
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_HEAD_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer)?_?norm$", re.IGNORECASE)
-_CHANNELS_FIRST = re.compile(r"2d|GroupNorm")
 
 
 def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None = None) -> dict[str, nn.Module]:
@@ -120,17 +118,7 @@ def _holds_attention(member: nn.Module, container: nn.Module) -> bool:
 def _looks_repeated(member: nn.Module, container: nn.Module) -> bool:
     kinds = {type(m) for m in container.children()}
     linear = sum(isinstance(m, nn.Linear) for m in member.modules())
-    return len(kinds) == 1 and len(list(container.children())) > 1 and linear >= 2 and _first_norm(member) is not None
-
-
-def _first_norm(module: nn.Module) -> nn.Module | None:
-    for name, inner in module.named_modules():
-        weight = getattr(inner, "weight", None)
-        if "Norm" in type(inner).__name__ and isinstance(weight, Tensor) and weight.ndim == 1:
-            if _HEAD_NORM.search(name):  # of queries and keys, and as wide as an attention head
-                continue
-            return inner
-    return None
+    return len(kinds) == 1 and len(list(container.children())) > 1 and linear >= 2 and first_norm(member) is not None
 
 
 def _candidates(modules: Mapping[str, nn.Module]) -> str:
@@ -139,36 +127,6 @@ def _candidates(modules: Mapping[str, nn.Module]) -> str:
         if re.search(r"(^|\.)\d+$", name):
             seen.setdefault(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name), type(module).__name__)
     return ", ".join(f"{name} ({kind})" for name, kind in seen.items()) or "none (no module of this model repeats)"
-
-
-def width_of(block: nn.Module) -> int:
-    """Channels p of the tokens that enter a block: what its first layer takes, a norm, a linear layer or a convolution.
-
-    Layers of positions and norms of queries and keys, which take something else, do not count.
-
-    Example:
-        >>> width_of(nn.TransformerEncoderLayer(8, 2))
-        8
-    """
-    for name, inner in block.named_modules():
-        width = None if OF_POSITIONS.search(name) or _HEAD_NORM.search(name) else _taken_by(inner)
-        if width is not None:
-            return width
-    raise ValueError(
-        f"the width of {type(block).__name__} cannot be read off: it holds neither a norm nor a linear layer nor a convolution."
-    )
-
-
-def _taken_by(layer: nn.Module) -> int | None:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        return None
-    if "Norm" in type(layer).__name__ and weight.ndim == 1:
-        return len(weight)
-    if weight.ndim == 2 and hasattr(layer, "nf"):
-        return len(weight)  # GPT-2's linear layer, which it calls a convolution
-    takes = getattr(layer, "in_features", getattr(layer, "in_channels", None))
-    return takes if isinstance(takes, int) else None
 
 
 def fixed_positions(block: nn.Module) -> str | None:
@@ -220,102 +178,3 @@ def fused_projections(block: nn.Module) -> dict[str, Any]:
         for name, module in block.named_modules()
         if getattr(module, "qkv_bias_separate", None) is False and getattr(module, "q_bias", None) is not None
     }
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a block's tokens keep their samples and their positions.
-
-    Attributes:
-        batch: The dimension of the samples.
-        token: The dimension of the positions, `None` where positions form a grid.
-        channel: The dimension of the channels.
-    """
-
-    batch: int
-    token: int | None
-    channel: int = -1
-
-    def samples_first(self, tokens: Tensor) -> Tensor:
-        """Tokens as `(samples, tokens, channels)`, a view where the layout allows one."""
-        return tokens.movedim((self.batch, self.channel), (0, -1)).flatten(1, -2)
-
-
-def layout_of(block: nn.Module, tokens: Tensor) -> Layout:
-    """The layout of the tokens a block takes: `(B, N, C)`, `(N, B, C)` where it or its attention says so, or a grid.
-
-    A block that has a `batch_first` is believed, otherwise its `nn.MultiheadAttention` is.
-
-    A grid is `(B, H, W, C)`, or `(B, C, H, W)` where the block's width stands there alone; where it stands in both
-    places, its first norm tells (`BatchNorm2d`, `GroupNorm`, a `LayerNorm2d`).
-
-    Raises:
-        ValueError: The tokens have neither three nor four dimensions, are no grid of the block's width, or are a sequence
-            whose channels come before its positions.
-    """
-    if tokens.ndim == 4:
-        return Layout(batch=0, token=None, channel=1 if _channels_first(block, tokens) else -1)
-    if tokens.ndim != 3:
-        raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}: expected (samples, tokens, channels), "
-            "(tokens, samples, channels) or (samples, height, width, channels). Unbatched input? Add a batch dimension."
-        )
-    if only_convolves_sequences(block) and tokens.shape[1] == width_of(block):
-        raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}, whose layers are convolutions that take "
-            "(samples, channels, tokens), and (samples, tokens, channels) is wanted."
-        )
-    first = getattr(block, "batch_first", None)
-    if first is None:
-        first = all(inner.batch_first for inner in block.modules() if isinstance(inner, nn.MultiheadAttention))
-    return Layout(batch=0, token=1) if first else Layout(batch=1, token=0)
-
-
-def only_convolves_sequences(block: nn.Module) -> bool:
-    """Whether a block's layers are convolutions over sequences, and none is linear: channels come before positions then."""
-    kinds = [nn.Linear if isinstance(inner, nn.Linear) else type(inner) for inner in block.modules()]
-    return nn.Linear not in kinds and any(issubclass(kind, nn.Conv1d) for kind in kinds)
-
-
-def _channels_first(block: nn.Module, tokens: Tensor) -> bool:
-    width = width_of(block)
-    if width not in (tokens.shape[1], tokens.shape[-1]):
-        raise ValueError(
-            f"tokens of shape {tuple(tokens.shape)} enter {type(block).__name__}, whose first layer takes {width} channels; "
-            "neither (samples, height, width, channels) nor (samples, channels, height, width) reads so."
-        )
-    if tokens.shape[1] == tokens.shape[-1]:
-        return _CHANNELS_FIRST.search(type(_first_norm(block)).__name__) is not None
-    return tokens.shape[1] == width
-
-
-def tokens_key(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str] = ()) -> int | str:
-    """Where in a block's call its tokens are: the first floating-point tensor, positional before named.
-
-    Args:
-        args: Positional arguments.
-        kwargs: Named arguments.
-        names: What the block calls its arguments; named ones are looked through in this order, whatever the caller's.
-
-    Raises:
-        ValueError: There is none.
-    """
-    named = [name for name in names if name in kwargs] + [name for name in kwargs if name not in names]
-    for place, value in [*enumerate(args), *((name, kwargs[name]) for name in named)]:
-        if isinstance(value, Tensor) and torch.is_floating_point(value):
-            return place
-    raise ValueError("a block was called without a floating-point tensor: no tokens enter it.")
-
-
-def take(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str) -> Any:
-    """The argument at a place of a call."""
-    return args[key] if isinstance(key, int) else kwargs[key]
-
-
-def put(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], key: int | str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call with the argument at a place exchanged."""
-    if isinstance(key, int):
-        return (*args[:key], value, *args[key + 1 :]), dict(kwargs)
-    return args, {**kwargs, key: value}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
-from dtme.arguments import Call, argument_names, exchange
-from dtme.blocks import Layout, layout_of, take, tokens_key
+from dtme.arguments import Call, argument_names, exchange, take, tokens_key
+from dtme.layout import Layout, layout_of
 from dtme.padding import checked_mask, fitting, valid_tokens
 from dtme.sample_axis import check_samples, check_square, leading_shape
 from dtme.streams import Streams, gather, stream_of
@@ -128,12 +128,12 @@ class Capture:
         """How many samples it held."""
         return next(iter(self.entries.values())).runs[0].samples()
 
-    def add(self, name: str, block: nn.Module, call: Call, key: int | str) -> None:
-        """Note a run of a block, called with tokens at `key`."""
+    def add(self, name: str, block: nn.Module, call: Call, key: int | str, names: Sequence[str]) -> None:
+        """Note a run of a block, called with tokens at `key`; what it calls its arguments gives the masks among them."""
         if not self._open:
             return
         tokens: Tensor = take(*call, key)
-        named = {**dict(zip(argument_names(block), call[0], strict=False)), **call[1]}
+        named = {**dict(zip(names, call[0], strict=False)), **call[1]}
         layout = layout_of(block, tokens)
         check_samples(name, block, tokens, layout, self._given)
         if name not in self._tried and check_square(name, block, call, key, layout):
@@ -201,7 +201,7 @@ def _catch(
     if differentiable:
         given, tokens = tokens, _differentiable(tokens)
         args, kwargs = exchange((args, kwargs), given, tokens)
-    caught.add(name, block, (args, kwargs), key)
+    caught.add(name, block, (args, kwargs), key, names)
     return args, kwargs
 
 

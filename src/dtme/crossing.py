@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dtme.adapting import check_all_ran
-from dtme.arguments import Call, change_rows, exchange
-from dtme.blocks import Layout, take, tokens_key
+from dtme.arguments import Call, change_rows, exchange, take, tokens_key
 from dtme.expanding import expanded, with_those_held_back, without_task_tokens
 from dtme.insert import Insert
+from dtme.layout import Layout
 from dtme.modulating import modulated
 from dtme.outputs import map_tensors, tokens_of
 from dtme.parallel import show_streams_plainly

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
-from dtme.arguments import Call, change_rows, exchange, has_rows
-from dtme.blocks import Layout, put, take, tokens_key
+from dtme.arguments import Call, change_rows, exchange, has_rows, put, take, tokens_key
 from dtme.expansion import (
     append,
     causal_mask,
@@ -33,6 +32,7 @@ from dtme.expansion import (
 )
 from dtme.insert import Insert
 from dtme.lanes import Lanes, at, choose_lanes, rows_of, split
+from dtme.layout import Layout
 from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.sight import shows_its_end
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
-from dtme.blocks import Layout
+from dtme.layout import Layout
 from dtme.outputs import map_tensors, tensors_of
 from dtme.position_tables import spanning_tables
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Float
-from dtme.adaptation import Linear, LowRank, linear_layers
+from dtme.adaptation import Linear, linear_layers
 from dtme.arguments import Call, argument_names
-from dtme.blocks import Layout, fixed_positions, layout_of, only_convolves_sequences
+from dtme.blocks import fixed_positions
 from dtme.expansion import hiding_buffer, initial_tokens
 from dtme.lanes import Lanes, Places
+from dtme.layout import Layout, layout_of, only_convolves_sequences
+from dtme.low_rank import LowRank
 from dtme.modulation import TokenStatistics
 from dtme.plan import Plan
 from dtme.routing import Routing

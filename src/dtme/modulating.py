@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dtme.blocks import Layout
 from dtme.insert import Insert
 from dtme.lanes import Places, rows_of
+from dtme.layout import Layout
 from dtme.modulation import modulate
 from dtme.streams import Streams, fold
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool, Shaped
-from dtme.blocks import Layout
+from dtme.layout import Layout
 from dtme.streams import Streams
 
 

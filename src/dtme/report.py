@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dtme import report_file
 from dtme._shapes import Float
-from dtme.budget import Inserts, Step, share_of, staircase, within
+from dtme.budget import Step, staircase, within
 from dtme.cost import price
 from dtme.flops import ModelFlops
+from dtme.parting import Inserts, share_of
 from dtme.plan import Plan
 from dtme.printed import printed
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dtme.arguments import Call
-from dtme.blocks import Layout, take
+from dtme.arguments import Call, take
+from dtme.layout import Layout
 from dtme.outputs import tensors_of
 from dtme.sight import seeing
 from dtme.streams import Streams

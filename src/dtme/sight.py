@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool
-from dtme.arguments import Call, exchange, with_own_caches
-from dtme.blocks import Layout, take
+from dtme.arguments import Call, exchange, take, with_own_caches
+from dtme.layout import Layout
 from dtme.outputs import tokens_of
 
 _HOOKS = (

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from dtme.block_flops import BlockFlops
-from dtme.budget import Inserts, resolved, staircase
+from dtme.budget import resolved, staircase
 from dtme.cost import price
 from dtme.flops import ModelFlops
+from dtme.parting import Inserts
 from dtme.viz import cost_steps, write_page
 from dtme.viz.captions import of_cost_steps
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers_models import PAD, TASKS, WORDS, Inputs, _made, _text, batch_of
 
 import dtme
-from dtme.blocks import find_blocks, width_of
+from dtme.blocks import find_blocks
 from dtme.flops import ModelFlops
+from dtme.layout import width_of
 from zoo import CLOSE, filled
 
 T5 = {"vocab_size": WORDS, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "pad_token_id": PAD}

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import dtme
-from dtme.blocks import find_blocks, width_of
+from dtme.blocks import find_blocks
+from dtme.layout import width_of
 
 
 def at_full_size(name: str, tasks: tuple[str, ...]) -> nn.Module:

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dtme._files import write_text
-from dtme.budget import Inserts, staircase
+from dtme.budget import staircase
+from dtme.parting import Inserts
 from dtme.plan import Plan
 from dtme.printed import gradient_sizes
 from dtme.report import ConflictReport

@@ -1,0 +1,147 @@
+"""Low-rank updates of a linear layer, one per task, in the streams (ours, not the paper's).
+
+    y = W x + b + B_i A_i x,    A_i in R^(rank x in), B_i in R^(out x rank), B_i = 0 at the start
+
+Every row of a linear layer's input belongs to one lane of the pass, a stream or a sample; one batched product serves all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from dtme._shapes import Float
+from dtme.adaptation import Linear
+
+
+class LowRank(nn.Module):
+    """The low-rank updates of one linear layer, stacked over the tasks that have one.
+
+    Attributes:
+        down: `A`, uniform at the start as a linear layer's weight is.
+        up: `B`, zero at the start.
+    """
+
+    down: Float[Tensor, "tasks rank inputs"]
+    up: Float[Tensor, "tasks outputs rank"]
+
+    def __init__(self, tasks: int, linear: Linear, rank: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(linear.in_features)
+        like = linear.weight.detach()
+        self.down = nn.Parameter(like.new_empty(tasks, rank, linear.in_features).uniform_(-bound, bound))
+        self.up = nn.Parameter(like.new_zeros(tasks, linear.out_features, rank))
+
+
+def low_rank_update(
+    inputs: Tensor,
+    outputs: Tensor,
+    down: Float[Tensor, "lanes rank inputs"],
+    up: Float[Tensor, "lanes outputs rank"],
+    dim: int,
+    *,
+    fresh: bool = False,
+    linear: nn.Linear | None = None,
+) -> Tensor:
+    """The outputs of a linear layer with each lane's `B A x` added; lanes lie one after another along `dim`.
+
+    To read and write large tensors is most of what the update costs, so it is added in place wherever that can be.
+
+    Args:
+        inputs: What the layer took.
+        outputs: What it gave.
+        down: Each lane's `A`.
+        up: Each lane's `B`.
+        dim: Of the lanes, in inputs and outputs.
+        fresh: The outputs are no one else's, and may be written to.
+        linear: The layer, if the outputs are `linear.weight @ inputs + linear.bias` and nothing else: its backward pass is
+            then one with that of the update.
+
+    Example:
+        >>> x, y = torch.ones(2, 3, 4), torch.zeros(2, 3, 1)
+        >>> low_rank_update(x, y, torch.ones(2, 1, 4), torch.tensor([1.0, 10.0]).view(2, 1, 1), dim=0)[:, 0, 0].tolist()
+        [4.0, 40.0]
+    """
+    lanes = len(down)
+    rows = inputs.movedim(dim, 0)
+    down, up = down.to(inputs.dtype), up.to(inputs.dtype)  # some routers compute in a wider type than their model
+    up = up.mT.contiguous()  # so that neither product of its backward pass has a handful of columns, which is slow
+    in_place = fresh and dim == 0 and outputs.is_contiguous() and not _transformed()
+    if in_place and torch.is_grad_enabled() and _is_plain(linear, inputs, outputs):
+        return _AdaptedLinear.apply(inputs, linear.weight, linear.bias, down, up, outputs.detach())
+    inner = torch.bmm(rows.reshape(lanes, -1, rows.shape[-1]), down.mT)
+    if dim == 0 and inner.dtype == up.dtype == outputs.dtype and outputs.is_contiguous():
+        own = outputs.view(lanes, -1, outputs.shape[-1])
+        if in_place and not torch.is_grad_enabled():
+            torch.baddbmm(own, inner, up, out=own)
+            return outputs
+        return torch.baddbmm(own, inner, up).view_as(outputs)
+    update = torch.bmm(inner, up)
+    return outputs + update.reshape(*rows.shape[:-1], -1).movedim(0, dim).to(outputs.dtype)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """`W x + b + B A x`, written over the known `W x + b`, which nothing needs on the way back; its inputs get one gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        inputs, weight, _, down, up, outputs = given
+        inner = torch.bmm(_lanes(inputs, down), down.mT)
+        own = _lanes(outputs, down)
+        torch.baddbmm(own, inner, up, out=own)
+        ctx.save_for_backward(inputs, weight, down, up, inner)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, down, up, inner = ctx.saved_tensors
+        of_inputs, of_weight, of_bias, of_down, of_up, _ = ctx.needs_input_grad
+        gradient = gradients[0].reshape(-1, len(weight))
+        apart = _lanes(gradient, down)
+        if torch.is_grad_enabled():  # to be differentiated again, with all it depends on
+            inner = torch.bmm(_lanes(inputs, down), down.mT)
+        of_inner = torch.bmm(apart, up.mT) if of_inputs or of_down else inner
+        return (
+            _of_inputs(gradient, weight, of_inner, down).view_as(inputs) if of_inputs else None,
+            gradient.mT @ inputs.reshape(-1, inputs.shape[-1]) if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+            torch.bmm(of_inner.mT, _lanes(inputs, down)) if of_down else None,
+            torch.bmm(inner.mT, apart) if of_up else None,
+            None,
+        )
+
+
+def _of_inputs(gradient: Tensor, weight: Tensor, of_inner: Tensor, down: Tensor) -> Tensor:
+    found = gradient @ weight
+    own = _lanes(found, down)
+    if torch.is_grad_enabled() or _transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient):
+        return own + torch.bmm(
+            of_inner, down
+        )  # of several gradients at once (`is_grads_batched`) nothing is written in place
+    torch.baddbmm(own, of_inner, down, out=own)
+    return found
+
+
+def _lanes(rows: Tensor, down: Tensor) -> Float[Tensor, "lanes n channels"]:
+    return rows.reshape(len(down), -1, rows.shape[-1])
+
+
+def _is_plain(linear: nn.Linear | None, inputs: Tensor, outputs: Tensor) -> TypeGuard[nn.Linear]:
+    """Whether a layer has computed its outputs in the type of its weight, and that is an ordinary tensor."""
+    return (
+        linear is not None
+        and type(linear.weight) in (Tensor, nn.Parameter)
+        and type(outputs) is Tensor
+        and inputs.dtype == linear.weight.dtype == outputs.dtype
+    )
+
+
+def _transformed() -> bool:
+    """Whether the pass is compiled, transformed as `torch.func` does it, or differentiated forwards: none can write in place."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
