@@ -36,10 +36,13 @@ def rows() -> Iterator[Row]:
         for where, make in (("from the first block", passes.published), ("from half way", passes.late)):
             ratio = passes.per_flop(TINY, run, make, turns=7)
             yield Row(name, f"TM+TE {where}, time per FLOP / the unmodified model's", ratio, at_most=1.10)
+        ratio = passes.per_flop(TINY, run, passes.late_updates, turns=7)
+        yield Row(name, "rank-4 updates from half way, time per FLOP / the unmodified model's", ratio, at_most=1.10)
     yield Row("adaptation", "batched product / its bare products", passes.batched_product(TINY, turns=31), at_most=1.15)
     for size, called in ((TINY, "ViT-Ti"), (SMALL, "ViT-S")):
-        ratio = passes.on_top_of_modulation(size, step, turns=7)
-        yield Row("adaptation", f"step with rank-4 updates / without, {called}", ratio, at_most=1.10)
+        for name, run in (("step", step), ("inference", inference)):
+            ratio = passes.on_top_of_modulation(size, run, turns=7)
+            yield Row("adaptation", f"{name} with rank-4 updates / without, {called}", ratio, at_most=1.10)
     for size, called in ((TINY_LARGE, "eager, 224 pixels"), (TINY, "eager, 112 pixels")):
         ratio = passes.one_task(size, passes.published, turns=25)
         yield Row("one task", f"TM+TE / unmodified, {called}", ratio, at_most=1.03)

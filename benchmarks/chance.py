@@ -9,8 +9,6 @@ plateaus of `dtme bench` left in the cache is used; where there is none, each ta
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -25,6 +23,7 @@ from dtme._files import write_text
 from dtme.bench.beginnings import start_of
 from dtme.bench.branch_point import analyse
 from dtme.bench.experiment import Bench
+from dtme.bench.hardware import hardware
 from dtme.bench.model import build
 from dtme.bench.recipe import PLATEAU
 from dtme.report import ConflictReport
@@ -56,7 +55,7 @@ def main(data: Path, seeds: tuple[int, ...] = (0, 1, 2, 3, 4), out: Path = Path(
     shared = {
         "command": shlex.join(["python", "benchmarks/chance.py", "--data", data.name]),
         "versions": {name: version(name) for name in ("dtme", "torch", "timm")},
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+        "hardware": hardware(),
         "seeds": list(seeds),
     }
     write_text(out, dumps({**shared, "scores": found, "gradient_energy": shares}, indent=1) + "\n")

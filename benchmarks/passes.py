@@ -42,6 +42,11 @@ def per_flop(size: Size, run: Pass, make: Callable[[nn.Module], dtme.Plan], turn
     return taken.ratio("applied", "base").times(1 / more)
 
 
+def late_updates(model: nn.Module) -> dtme.Plan:
+    """Low-rank updates in the last half."""
+    return dtme.Plan(TASKS, adapt=last_half(model))
+
+
 def on_top_of_modulation(size: Size, run: Pass, turns: int) -> Middle:
     """A pass with low-rank updates over the same pass without them."""
     base, batch = size.model(), size.batch()
@@ -94,7 +99,7 @@ def rivals(size: Size, run: Pass, turns: int) -> dict[str, Middle]:
     for task, single in zip(TASKS, singles, strict=True):
         single.heads = nn.ModuleDict({task: base.heads[task]})
     ours = dtme.apply(copy.deepcopy(base), late(base))
-    low_rank = dtme.apply(copy.deepcopy(base), dtme.Plan(TASKS, adapt=last_half(base)))
+    low_rank = dtme.apply(copy.deepcopy(base), late_updates(base))
     lora = LoRAPerTask(copy.deepcopy(base), TASKS, rank=4, blocks=list(last_half(base)))
     works = {
         "singles": lambda: [run(single, batch) for single in singles],

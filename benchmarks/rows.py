@@ -50,9 +50,15 @@ class Row:
 
 
 def regressions(measured: Iterable[Row], committed: Iterable[Row]) -> list[str]:
-    """The ratios that are worse than the committed ones by more than the slack."""
+    """The ratios that are worse than the committed ones by more than the slack, and those that were not measured."""
+    measured, committed = list(measured), list(committed)
     before = {row.key: row.ratio.value for row in committed}
-    worse = []
+    missing = before.keys() - {row.key for row in measured}
+    worse = [
+        f"{row.group}, {row.what}: committed {row.ratio.value:.3f}, not measured"
+        for row in committed
+        if row.key in missing
+    ]
     for row in measured:
         old, new = before.get(row.key), row.ratio.value
         if old is not None and (new > SLACK * old if row.at_most is not None else new < old / SLACK):
@@ -107,12 +113,15 @@ def page(root: Path) -> str:
 
 def stopping(found: dict[str, dict[str, float]]) -> str:
     """What `benchmarks/stopping.py` found."""
+    own = next(iter(found.values()))
     lines = [
         "",
         "## When an analysis stops",
         "",
-        '`confidence=0.95`, 200 draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks that all',
-        "training samples give, or one within the tolerance of 0.01 of it.",
+        f'`confidence=0.95`, {own["draws"]} draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks',
+        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test holds at every",
+        "look by the limit theorem that its confidence sequence follows from; that what is rare may not have shown yet is met",
+        "by one further sample in which the two blocks differ by 1, the most they can.",
         "",
         "| suite | training samples | samples taken, median | most | right | the very same choice |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

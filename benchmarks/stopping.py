@@ -4,7 +4,7 @@
     python benchmarks/stopping.py nuclei --data dsb2018_nuclei.tar
 
 A small vision transformer learns the suite's tasks for a few hundred steps. The conflicts of every training sample are
-counted once, in the token spaces of all samples and in those of some draws of 256, as an early stop uses them. Then each draw
+counted once, in the token spaces of all samples and in those of some draws of as few as an early stop uses. Then each draw
 takes the samples in an order of its own, batch by batch, until the analysis says that the choice of blocks is settled, and its
 default plan is held against that of all samples. A plan is within the tolerance where no block it leaves out beats one it
 takes by more than `dtme.rates.TIE`, by the scores of all samples. Writes results/stopping.json.
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import dtme
+from dtme.analysis import MOMENT_SAMPLES
 from dtme.bench.experiment import Bench
 from dtme.bench.model import build
 from dtme.bench.recipe import PLATEAU
@@ -40,7 +41,7 @@ from dtme.report import ConflictReport
 from dtme.token_space import TokenSpace, second_moment, token_space
 
 RESULT = Path(__file__).parents[1] / "results/stopping.json"
-LEVEL, RATIO, MOMENT_SAMPLES = 0.95, 100.0, 256
+LEVEL, RATIO = 0.95, 100.0
 BATCH = 16
 
 
@@ -91,31 +92,33 @@ def _joined(found: list[Found]) -> Found:
         samples=sum(own.samples for own in found),
         scores=tuple(torch.cat([own.scores[space] for own in found]) for space in range(2)),
         present=first.present,
-        conflicts={
-            name: Conflicts(
-                *(
-                    torch.cat([getattr(own.conflicts[name], field) for own in found])
-                    for field in Conflicts.__annotations__
-                )
-            )
-            for name in first.conflicts
-        },
+        conflicts={name: _put_together([own.conflicts[name] for own in found]) for name in first.conflicts},
+        chance={name: _put_together([own.chance[name] for own in found]) for name in first.chance},
         valid={name: torch.cat([own.valid[name] for own in found]) for name in first.valid},
+        energy={name: torch.stack([own.energy[name] for own in found]).sum(0) for name in first.energy},
         sums={},
     )
 
 
+def _put_together(found: list[Conflicts]) -> Conflicts:
+    return Conflicts(*(torch.cat([getattr(own, field) for own in found]) for field in Conflicts.__annotations__))
+
+
 def _rows(found: Found, rows: Tensor) -> Found:
-    """What some of the samples say."""
+    """What some of the samples say; of the gradients' sizes, on which no plan depends, their share."""
+
+    def chosen(counts: dict[str, Conflicts]) -> dict[str, Conflicts]:
+        fields = Conflicts.__annotations__
+        return {name: Conflicts(*(getattr(own, field)[rows] for field in fields)) for name, own in counts.items()}
+
     return Found(
         samples=len(rows),
         scores=tuple(scores[rows] for scores in found.scores),
         present=found.present,
-        conflicts={
-            name: Conflicts(*(getattr(own, field)[rows] for field in Conflicts.__annotations__))
-            for name, own in found.conflicts.items()
-        },
+        conflicts=chosen(found.conflicts),
+        chance=chosen(found.chance),
         valid={name: tokens[rows] for name, tokens in found.valid.items()},
+        energy={name: sizes * (len(rows) / found.samples) for name, sizes in found.energy.items()},
         sums={},
     )
 
@@ -205,7 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--draws", type=int, default=200, help="repetitions (default: %(default)s)")
     parser.add_argument(
-        "--spaces", type=int, default=4, help="draws of 256 samples for the token space (default: %(default)s)"
+        "--spaces", type=int, default=4, help="draws of few samples for the token space (default: %(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=RESULT, help="where the result goes (default: results/stopping.json)"

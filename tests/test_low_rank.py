@@ -101,7 +101,9 @@ def test_several_gradients_at_once_are_those_one_at_a_time():
         torch.testing.assert_close(found, torch.stack([own[place] for own in alone]))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, differentiating forwards
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:FutureWarning"
+)  # torch's own, differentiating forwards
 def test_transforms_of_torch_func_and_derivatives_forwards_go_through():
     linear, inputs, down, up = given()
 

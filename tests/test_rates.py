@@ -185,6 +185,21 @@ def test_a_measurement_seldom_stops_at_a_wrong_choice():
     assert sum(chosen is not None for chosen in outcomes) > 100  # and it does stop
 
 
+@pytest.mark.parametrize(("often", "always"), [(0.1, 0.05), (0.05, 0.02), (0.041, 0.02)])
+def test_a_conflict_that_is_rare_is_not_overlooked(often: float, always: float):
+    """A block whose samples conflict altogether or not at all, and a worse one whose samples all conflict a little."""
+    generator, wrong = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        scores = BlockScores(2)
+        while scores.samples < 1000:
+            rare = (torch.rand(8, generator=generator) < often).double()
+            scores.add(torch.stack([rare, always + 0.001 * torch.randn(8, generator=generator).double()], 1))
+            if not bool(scores.undecided(1, 0.95).any()):
+                break
+        wrong += int(scores.sum.argmax()) and not bool(scores.undecided(1, 0.95).any())
+    assert wrong <= 5
+
+
 def test_a_clear_choice_stops_early_and_an_unclear_one_goes_on():
     assert all(stops([0.6, 0.6, 0.3, 0.3], seed) is not None for seed in range(10))
     scores = BlockScores(3)
@@ -194,7 +209,9 @@ def test_a_clear_choice_stops_early_and_an_unclear_one_goes_on():
     scores.add(torch.tensor([[float("nan"), 0.5, 0.5]]).expand(9, 3))
     assert scores.samples == 15
     scores.add(torch.full((1, 3), 0.5))
-    assert not scores.undecided(1, 0.9).any()  # exact ties are settled
+    assert scores.undecided(1, 0.9).all()
+    scores.add(torch.full((300, 3), 0.5))
+    assert not scores.undecided(1, 0.9).any()  # exact ties are settled, once what is rare would have shown
 
 
 def test_only_blocks_at_the_cut_are_open():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch")
 Progress = Callable[[Sequence[Any] | Iterable[Any], str], Iterable[Any]]
 
-MOMENT_SAMPLES = 256
+MOMENT_SAMPLES = 192
 """Samples for the token space when the analysis may stop early; more move the rates by about 0.001."""
 
 
@@ -70,7 +70,8 @@ def analyze(
         blocks: Which blocks, as in `find_blocks`; `None` finds them.
         variance_ratio: r, energy in the range space over energy in the null space (Eq. 3).
         confidence: Stop drawing samples as soon as the choice of blocks of the default plan is settled at this level,
-            `0.95` for instance; `None` reads all batches.
+            `0.95` for instance; `None` reads all batches. Tasks that never share an input are compared over all batches, and
+            so all are read.
         max_samples: Read no more batches once so many samples have been seen, over all processes.
         token_mask: `token_mask(batch)` tells which tokens are real: `(samples, tokens)`, True or 1 where a token is, over
             all tokens that enter the blocks. Padding counts neither in the token space nor as conflict. `None` takes it
@@ -108,8 +109,8 @@ def analyze(
     reading = _Reading(model, task_losses, batches, token_mask, progress, processes, bool(sharded_modules(model)))
     with one_model(model, processes), _undisturbed(model):
         count = FlopCount(trunk, found)
-        moments = _moments(reading, found, _moment_samples(confidence, max_samples), count)
-        tasks = _checked_tasks(trunk, moments.tasks)
+        moments = _moments(reading, found, (confidence, max_samples), count)
+        tasks = _checked_tasks(trunk, moments.tasks, max_samples)
         spaces = token_spaces(moments, variance_ratio, processes)
         ordered = {name: found[name] for name in spaces}
         measured = Measurement(tasks, tuple(ordered), spaces, confidence)
@@ -155,9 +156,12 @@ def _check_options(variance_ratio: float, confidence: float | None, max_samples:
         raise ValueError(f"max_samples={max_samples}: give at least 1, or None for all.")
 
 
-def _moment_samples(confidence: float | None, max_samples: int | None) -> int | None:
-    limits = [limit for limit in (max_samples, MOMENT_SAMPLES if confidence is not None else None) if limit is not None]
-    return min(limits, default=None)
+def _is_enough(moments: Moments, confidence: float | None, max_samples: int | None) -> bool:
+    """Whether the first round may end: where tasks come in batches of their own, none of them must be missed."""
+    read = sum(moments.samples.values())
+    if max_samples is not None and read >= max_samples:
+        return True
+    return confidence is not None and read >= MOMENT_SAMPLES and len(moments.tasks) > 1 and not moments.apart
 
 
 def _rereadable(batches: Iterable[Batch], max_samples: int | None) -> Iterable[Batch]:
@@ -211,7 +215,12 @@ def _agreed_blocks(
     return found
 
 
-def _moments(reading: _Reading, blocks: Mapping[str, nn.Module], max_samples: int | None, count: FlopCount) -> Moments:
+def _moments(
+    reading: _Reading,
+    blocks: Mapping[str, nn.Module],
+    limits: tuple[float | None, int | None],
+    count: FlopCount,
+) -> Moments:
     """The first round: the second moments of the tokens that enter the blocks, and the tasks met on the way."""
     moments, step = Moments(), None
     with capture(blocks, differentiable=False, token_mask=reading.token_mask) as caught, torch.no_grad():
@@ -237,7 +246,7 @@ def _moments(reading: _Reading, blocks: Mapping[str, nn.Module], max_samples: in
                 moments.count(seen)
                 if rank == reading.processes.rank:
                     moments.add(own)
-                if max_samples is not None and sum(moments.samples.values()) >= max_samples:
+                if _is_enough(moments, *limits):
                     return moments
     if step is None:
         raise ValueError(
@@ -252,13 +261,18 @@ def _first_counted(count: FlopCount, processes: Processes) -> ModelFlops | str:
     return next((flops for flops in told if isinstance(flops, ModelFlops)), told[0])
 
 
-def _checked_tasks(trunk: nn.Module, tasks: Sequence[str]) -> tuple[str, ...]:
+def _checked_tasks(trunk: nn.Module, tasks: Sequence[str], max_samples: int | None) -> tuple[str, ...]:
+    cut = (
+        ""
+        if max_samples is None
+        else f" max_samples={max_samples} ended the reading: give batches of all tasks in turn."
+    )
     if len(tasks) < 2:
-        raise ValueError(f"task_losses gave losses for {list(tasks)}: conflicts need at least two tasks.")
+        raise ValueError(f"task_losses gave losses for {list(tasks)}: conflicts need at least two tasks.{cut}")
     idle = branches_beyond(trunk, tasks)
     if idle:
         raise ValueError(
-            f"task {idle[0]!r} has a branch in the model, but no batch gave a loss for it: task_losses gave {list(tasks)}."
+            f"task {idle[0]!r} has a branch in the model, but no batch gave a loss for it: task_losses gave {list(tasks)}.{cut}"
         )
     return tuple(tasks)
 

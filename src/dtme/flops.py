@@ -108,7 +108,7 @@ class FlopCount:
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
         self._once = 0
         self._behind: Counter[str] = Counter()
-        self._products = _Products(self._operation)
+        self._products = Products(self._operation)
         self._block: nn.Module | None = None  # the outermost that runs, if one does
         self._branch: nn.Module | None = None
         self._running = 0  # modules of the model: the losses of an analysis are no part of the pass
@@ -218,7 +218,7 @@ class FlopCount:
         return self._products.total - before
 
 
-class _Products(TorchDispatchMode):
+class Products(TorchDispatchMode):
     """Counts products by the formulas of torch's `FlopCounterMode`, and tells of every operation what it costs.
 
     The counter itself would hook into all modules there are, which compiled ones complain of.
@@ -231,7 +231,7 @@ class _Products(TorchDispatchMode):
         """Would load all of torch.compile at the first analysis; where a mode is on, nothing is compiled anyway."""
         return False
 
-    def __init__(self, tell: Callable[[int, Any, Any], None]) -> None:
+    def __init__(self, tell: Callable[[int, Any, Any], None] = lambda flops, arguments, output: None) -> None:
         super().__init__()
         self.tell = tell
         self.total = 0

@@ -118,10 +118,10 @@ class _AdaptedLinear(torch.autograd.Function):
 def _of_inputs(gradient: Tensor, weight: Tensor, of_inner: Tensor, down: Tensor) -> Tensor:
     found = gradient @ weight
     own = _lanes(found, down)
-    if torch.is_grad_enabled() or _transformed() or torch._C._functorch.is_legacy_batchedtensor(gradient):
-        return own + torch.bmm(
-            of_inner, down
-        )  # of several gradients at once (`is_grads_batched`) nothing is written in place
+    # Of several gradients at once (`is_grads_batched`) nothing can be written in place either.
+    at_once = torch._C._functorch.is_legacy_batchedtensor(gradient)  # pyright: ignore[reportAttributeAccessIssue]
+    if at_once or torch.is_grad_enabled() or _transformed():
+        return own + torch.bmm(of_inner, down)
     torch.baddbmm(own, of_inner, down, out=own)
     return found
 

@@ -38,6 +38,8 @@ class Moments:
     """Second moments by group of tasks and block: sums over this process's batches, samples counted over all processes."""
 
     tasks: list[str] = field(default_factory=list)
+    apart: bool = False
+    """Whether a batch held some of the tasks only."""
     widths: dict[str, int] = field(default_factory=dict)
     samples: dict[Group, int] = field(default_factory=dict)
     blocks: dict[Group, set[str]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Moments:
 
     def count(self, seen: Seen) -> None:
         """Take note of a batch of any process."""
+        self.apart |= bool(self.tasks) and set(seen.tasks) != set(self.tasks)
         self.tasks += [task for task in seen.tasks if task not in self.tasks]
         for name, width in seen.widths.items():
             self.widths.setdefault(name, width)

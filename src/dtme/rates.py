@@ -12,7 +12,7 @@ from dtme._shapes import Bool, Float, Int
 from dtme.conflict import Conflicts, projected_products, unit_size
 from dtme.token_space import TokenSpace
 
-TIE = 0.01
+TIE = 0.02
 """Scores closer than this count as tied when a choice of blocks is judged settled."""
 
 
@@ -141,6 +141,8 @@ class BlockScores:
         Valid at every look, however often it is asked while samples come in: differences of block scores, paired by
         sample, are held against an asymptotic confidence sequence (a normal mixture, tightest near 128 samples), with the
         error shared among all comparisons. Only one side of a difference can be wrong; the sequence covers both, to be safe.
+        What is rare may not have shown in a few samples, so one more is counted among them in which the two blocks differ by
+        1, the most they can.
         """
         blocks = len(self.sum)
         open_ = torch.zeros(blocks, dtype=torch.bool)
@@ -151,10 +153,11 @@ class BlockScores:
         mean = self.sum / self.samples
         covariance = (self.outer / self.samples - torch.outer(mean, mean)) * self.samples / (self.samples - 1)
         spread = covariance.diagonal().unsqueeze(1) + covariance.diagonal().unsqueeze(0) - 2 * covariance
+        spread = spread.clamp_min(0) + 1 / self.samples
         order = mean.argsort(descending=True, stable=True)
         inside, outside = order[:chosen], order[chosen:]
         alpha = (1 - level) / (len(inside) * len(outside))
-        width = spread.clamp_min(0).sqrt() * confidence_sequence(self.samples, alpha)
+        width = spread.sqrt() * confidence_sequence(self.samples, alpha)
         unsure = mean[inside].unsqueeze(1) - mean[outside].unsqueeze(0) - width[inside][:, outside] < -TIE
         open_[inside] = unsure.any(1)
         open_[outside] = unsure.any(0)

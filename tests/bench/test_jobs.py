@@ -88,3 +88,18 @@ def test_interruption_ends_the_workers(tmp_path: Path):
     _, errors = parent.communicate(timeout=120)
     assert b"KeyboardInterrupt" in errors
     assert parent.returncode != 0
+
+
+def span(folder: str, name: str, report) -> None:
+    began = time.monotonic_ns()
+    time.sleep(0.5)
+    Path(folder, name).write_text(f"{began} {time.monotonic_ns()}")
+
+
+def test_a_job_that_takes_time_has_nothing_beside_it(tmp_path: Path):
+    jobs = [Job(name, span, (str(tmp_path), name), alone=name == "priced") for name in ("a", "priced", "b", "c")]
+    run(jobs, Seen(), workers=2)
+    spans = {name: tuple(map(int, (tmp_path / name).read_text().split())) for name in ("a", "priced", "b", "c")}
+    began, ended = spans.pop("priced")
+    assert all(last <= began or first >= ended for first, last in spans.values())
+    assert max(spans["b"][0], spans["c"][0]) < min(spans["b"][1], spans["c"][1])  # the others do run side by side

@@ -23,6 +23,7 @@ from models import make_batches, task_losses, tiny_vit, torch_encoder_multitask
 
 EXACT = ("tasks", "blocks", "widths", "range_rank", "samples", "pairing", "zero_share", "level", "undecided")
 RATES = ("range_rate", "null_rate", "range_halfwidth", "null_halfwidth")
+CHANCE = ("range_chance", "null_chance", "range_chance_halfwidth", "null_chance_halfwidth")
 Batches = list[dict[str, Any]]
 Crews = Callable[[int], Crew]
 
@@ -77,6 +78,9 @@ def assert_same_report(one: ConflictReport, other: ConflictReport) -> None:
         assert getattr(one, name) == getattr(other, name), name
     for name in RATES:
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
+    torch.testing.assert_close(one.gradient_size, other.gradient_size, rtol=1e-6, atol=0)  # sums of floats, not counts
+    for name in CHANCE:  # unknown where tasks share no inputs
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

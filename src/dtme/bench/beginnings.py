@@ -16,7 +16,7 @@ from dtme.bench.suite import Split
 from dtme.bench.training import Run, optimiser, train
 from dtme.bench.unfinished import read_again, write_down
 
-KEPT_EVERY = 1000
+KEPT_EVERY = 200
 """Steps after which an unfinished run is written down, so that it can go on from there."""
 
 _OF_ROWS = (
@@ -49,17 +49,18 @@ def start_of(bench: Bench, report: Report) -> dict[str, Tensor]:
     recipe = replace(bench.recipe, row_rate=1.0, head_rate=bench.recipe.first_head_rate)
     whole = recipe.start == "plateau"
     seed = bench.seed if whole else PRETRAINING
+    shape = {name: value for name, value in asdict(recipe).items() if name not in (*_OF_ROWS, "first_head_rate")}
+    images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
+    key = f"{bench.suite}-{hash_of(shape, bench.loss_weights, images, seed):012x}"
 
     def made() -> dict[str, Tensor]:
         model = build(suite.tasks, recipe, seed)
         run = Run(model, suite.tasks, optimiser(model, recipe))
         seed_of_order = hash_of(seed, "start") if whole else seed
-        train_on(bench, "start", run, suite.pretrain, recipe, seed_of_order, recipe.pretrain_steps, report)
+        train_on(bench, f"start {key}", run, suite.pretrain, recipe, seed_of_order, recipe.pretrain_steps, report)
         return {name: weight for name, weight in model.state_dict().items() if whole or name.startswith("trunk.")}
 
-    shape = {name: value for name, value in asdict(recipe).items() if name not in (*_OF_ROWS, "first_head_rate")}
-    images = hashlib.sha256(suite.pretrain.images.numpy().tobytes()).hexdigest()
-    return cached(f"start/{bench.suite}-{hash_of(shape, bench.loss_weights, images, seed):012x}", made)
+    return cached(f"start/{key}", made)
 
 
 def train_on(

@@ -59,6 +59,10 @@ class BranchPoint:
         """The step of insertion."""
         return recipe.expand_at + round(self.moment * (recipe.steps - recipe.expand_at))
 
+    def batches(self, recipe: Recipe) -> int:
+        """How many batches the analysis reads."""
+        return max(1, round(self.reading * recipe.analysis_batches))
+
     def start(self, bench: Bench) -> Path:
         """Where the state of training at this point is kept."""
         if self.of != "MT":
@@ -107,11 +111,10 @@ def plain_run(bench: Bench, suite: Suite) -> Run:
     return Run(model, suite.tasks, optimiser(model, bench.recipe))
 
 
-def analysis_batches(bench: Bench, suite: Suite, reading: float = 1.0) -> list[dict[str, torch.Tensor]]:
+def analysis_batches(bench: Bench, suite: Suite, point: BranchPoint = BranchPoint()) -> list[dict[str, torch.Tensor]]:
     """The batches that every analysis of a seed reads, or so many times as many: more are these and others."""
-    recipe = bench.recipe
-    many = max(1, round(reading * recipe.analysis_batches))
-    order = data_order(len(suite.train), recipe.batch, many, hash_of(bench.seed, "analysis"))
+    many = point.batches(bench.recipe)
+    order = data_order(len(suite.train), bench.recipe.batch, many, hash_of(bench.seed, "analysis"))
     return [suite.train.batch(rows) for rows in order]
 
 
@@ -141,7 +144,7 @@ def analyse(model: nn.Module, bench: Bench, suite: Suite, point: BranchPoint = B
     return analyze(
         model,
         lambda model, batch: weighted(task_losses(model, batch, suite.tasks), suite.tasks),
-        analysis_batches(bench, suite, point.reading),
+        analysis_batches(bench, suite, point),
         variance_ratio=point.variance_ratio,
     )
 

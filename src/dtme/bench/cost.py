@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split
 from dtme.bench.training import Run, step
+from dtme.flops import Products, plain_products
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,17 @@ def costs(
     passes: dict[str, list[float]] = {method: [] for method in runs}
     for turn in range(turns + 1):
         for method, members in runs.items():
-            training = sum(_seconds(lambda run=run: _step(run, batch)) for run in members)
+            training = sum(_seconds(lambda run=run: training_step(run, batch)) for run in members)
             inference = sum(_seconds(lambda run=run: _infer(run, batch)) for run in members)
             if turn:
                 steps[method].append(training)
                 passes[method].append(inference)
         if advance is not None:
             advance(turn + 1, turns + 1)
-    counted = {
+    work_of = {
         method: [
-            sum(_flops(lambda run=run, work=work: work(run, batch)) for run in members) for work in (_step, _infer)
+            sum(flops(lambda run=run, work=work: work(run, batch)) for run in members)
+            for work in (training_step, _infer)
         ]
         for method, members in runs.items()
     }
@@ -76,8 +76,8 @@ def costs(
         method: Cost(
             _ratio(steps[method], steps["MT"]),
             _ratio(passes[method], passes["MT"]),
-            counted[method][0] / counted["MT"][0],
-            counted[method][1] / counted["MT"][1],
+            work_of[method][0] / work_of["MT"][0],
+            work_of[method][1] / work_of["MT"][1],
         )
         for method in runs
     }
@@ -93,14 +93,15 @@ def _seconds(work: Callable[[], None]) -> float:
     return perf_counter() - began
 
 
-def _flops(work: Callable[[], None]) -> int:
-    """With attention as plain products, which the counter knows on every device."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of some work, with attention as plain products, which the counter knows on every device."""
+    with plain_products(), Products() as products:
         work()
-    return counter.get_total_flops()
+    return products.total
 
 
-def _step(run: Run, batch: dict[str, torch.Tensor]) -> None:
+def training_step(run: Run, batch: dict[str, torch.Tensor]) -> None:
+    """Forward, backward and update."""
     run.model.train()
     step(run, batch)
 

@@ -24,12 +24,14 @@ class Job:
         work: Called as `work(*arguments, report)` in a worker; both are sent there, so functions of a module and plain data.
         arguments: Of `work`.
         after: Names of the jobs that must have ended.
+        alone: Nothing runs beside it, since it takes time.
     """
 
     name: str
     work: Callable[..., None]
     arguments: tuple[Any, ...] = ()
     after: tuple[str, ...] = ()
+    alone: bool = False
 
 
 class Display(Protocol):
@@ -71,12 +73,16 @@ def run(jobs: Sequence[Job], display: Display, *, workers: int | None = None) ->
 
 def _drive(pool: Any, waiting: dict[str, Job], messages: Any, display: Display, workers: int) -> None:
     running: dict[str, AsyncResult[None]] = {}
+    alone = False
     ended: set[str] = set()
     while waiting or running:
         ready = [job for job in waiting.values() if ended.issuperset(job.after)]
         if not ready and not running:
             raise ValueError(f"jobs wait for each other: {list(waiting)}.")
-        for job in ready[: workers - len(running)]:
+        for job in ready:
+            if len(running) == workers or (running and (alone or job.alone)):
+                break
+            alone = job.alone
             del waiting[job.name]
             running[job.name] = pool.apply_async(_work, (job,))
             display.update(job.name, 0, 0)

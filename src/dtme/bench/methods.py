@@ -19,6 +19,7 @@ from dtme.bench.placements import (
 )
 from dtme.bench.recipe import Recipe
 from dtme.bench.rivals import (
+    COUNTED,
     Balancer,
     Change,
     by,
@@ -51,6 +52,7 @@ class Method:
         branch: Where it branches off plain training, and the analysis its plan comes from; or off another row, whose inserts
             stay and are joined by those of the plan.
         shape: The recipe of a model of another shape, which begins with a start of its own.
+        counted: Share of the steps in which it first counts how all tasks' gradients conflict, to decide what `change` changes.
         lasts: Another method's name and a currency: train for as many steps as that method's training buys in it.
         longer: Train for so many times the steps.
     """
@@ -65,6 +67,7 @@ class Method:
     weights: Mapping[str, Mapping[str, float]] | Literal["even"] | None = None
     branch: BranchPoint = field(default_factory=BranchPoint)
     shape: Callable[[Recipe], Recipe] | None = None
+    counted: float = 0.0
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
     longer: float = 1.0
 
@@ -145,7 +148,7 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
         change=lora_in_the_last_block,
         rate="low_rank_rate",
     ),
-    Method("Recon", "own copies of the layers whose parameter gradients conflict most", change=recon),
+    Method("Recon", "own copies of the layers whose parameter gradients conflict most", change=recon, counted=COUNTED),
     Method(
         "MT wider, as TM+TE",
         "MLPs wider by as many parameters as TM+TE adds",
@@ -211,6 +214,19 @@ _TUNED = (
 )
 
 
+_EVEN = ("TM+TE", "Adapt r8 last block", "MT as long as Adapt r8 last block")
+
+
+def _even(method: Method) -> Method:
+    """A method trained with the weights that the analysis gives without a search."""
+    return replace(
+        method,
+        name=f"{method.name}, even gradients",
+        says=f"{method.says}; losses weighted so that token gradients are equally large at the start",
+        weights="even",
+    )
+
+
 def _tuned(method: Method) -> Method:
     """A method trained with the weights that serve plain training best."""
     return replace(
@@ -223,6 +239,7 @@ def _tuned(method: Method) -> Method:
 
 METHODS = (
     *_WITH_WEIGHTS_IN_COMMON_USE,
+    *(_even(method) for method in _WITH_WEIGHTS_IN_COMMON_USE if method.name in _EVEN),
     *(_tuned(method) for method in _WITH_WEIGHTS_IN_COMMON_USE if method.name in _TUNED),
 )
 """In the order of every table."""

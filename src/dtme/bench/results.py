@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from dtme._files import read_json, write_text
 from dtme.bench.branch_point import price_of_analysis
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
-from dtme.bench.methods import Method
+from dtme.bench.hardware import hardware
 from dtme.bench.model import build
+from dtme.bench.price import analysis_paid, paid
 from dtme.bench.rows import plan_of_method, trained
 from dtme.bench.suite import Suite
 from dtme.bench.training import predictions
@@ -64,8 +63,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
-        analysis, analysis_steps = price_of_analysis(bench, known.branch) if known.analysed else (0.0, 0.0)
-        spent += analysis
+        spent += price_of_analysis(bench, known.branch)[0] if known.analysed else 0.0
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
             {
@@ -82,8 +80,9 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
                 "inference_flops": cost["inference_flops"],
                 "streams_part_at": None if plan is None else next(iter(_in_order(bench, plan.blocks)), None),
                 "wall_clock": spent,
-                "wall_clock_ratio": _price(bench, known, steps, cost["step"], analysis_steps),
-                "analysis_share": analysis_steps / bench.recipe.steps,
+                "wall_clock_ratio": paid(bench, known, steps, "time") / bench.recipe.steps,
+                "flops_ratio": paid(bench, known, steps, "FLOPs") / bench.recipe.steps,
+                "analysis_share": analysis_paid(bench, known, "time") / bench.recipe.steps,
                 **watched,
             }
         )
@@ -93,7 +92,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         "suite": bench.suite,
         "command": command,
         "versions": {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()},
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
+        "hardware": hardware(),
         "settings": bench.settings(),
         "notes": _notes(bench, suite, first),
         "tasks": tasks,
@@ -161,14 +160,6 @@ def _as_target(prediction: Tensor, kind: Kind) -> Tensor:
     return prediction.sigmoid() if kind == "edges" else prediction
 
 
-def _price(bench: Bench, method: Method, steps: int, step_cost: float, analysis_steps: float) -> float:
-    """Time of a row over that of MT, by the price of a step: runs side by side slow each other too unevenly to be timed."""
-    if method.plan is None:
-        return (analysis_steps + steps * step_cost) / bench.recipe.steps
-    before = method.branch.step(bench.recipe)
-    return (before + analysis_steps + (steps - before) * step_cost) / bench.recipe.steps
-
-
 def _parameters(bench: Bench, suite: Suite) -> int:
     return sum(p.numel() for p in build(suite.tasks, bench.recipe, bench.seed).parameters())
 
@@ -199,5 +190,5 @@ def _notes(bench: Bench, suite: Suite, first: Mapping[str, Any]) -> list[str]:
         f"The analysis read {recipe.analysis_batches} batches twice and took {first['analysis_seconds']:.1f} s, as long as "
         f"{first['analysis_steps']:.0f} training steps; its time is in the wall-clock of the rows that need it.",
         "Step and inference cost: median ratio to MT over turns taken one after another. Wall-clock: steps times their "
-        "cost, with the analysis.",
+        "cost, with the analysis; FLOPs likewise.",
     ]

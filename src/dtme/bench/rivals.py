@@ -16,11 +16,14 @@ from dtme.bench.experiment import Bench
 from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Suite
+from dtme.bench.training import Run, optimiser, train
 
 Balancer = Callable[[Suite, Recipe, int], Balancing]
 """From suite, recipe and seed to how the losses become gradients."""
 Change = Callable[[MultiTaskViT, Bench, Suite], nn.Module]
 """From the model at the step of insertion to the one that is trained on; it tells its `added_parameters()`."""
+COUNTED = 0.25
+"""Share of the steps in which Recon counts conflicts, before it trains anew."""
 
 
 def by(make: Callable[[], Balancing]) -> Balancer:
@@ -92,23 +95,12 @@ def recon(model: MultiTaskViT, bench: Bench, suite: Suite) -> nn.Module:
 
     A quarter of the layers, about the share that its paper gives each task on PASCAL-Context, S = -0.02.
     """
-    from dtme.bench.training import Run, optimiser, train
 
     def counted() -> dict[str, torch.Tensor]:
-        again = build(suite.tasks, bench.recipe, bench.seed)
-        again.load_state_dict(model.state_dict())
-        counting = baselines.ConflictCount(again, severity=-0.02)
-        run = Run(again, suite.tasks, optimiser(again, bench.recipe), counting)
+        run, counting = counting_run(model, bench, suite)
         steps = bench.recipe.steps
-        train(
-            run,
-            suite.train,
-            bench.recipe,
-            seed=bench.seed,
-            steps=steps,
-            until=max(1, steps // 4),
-            advance=lambda step: None,
-        )
+        until = max(1, int(COUNTED * steps))
+        train(run, suite.train, bench.recipe, seed=bench.seed, steps=steps, until=until, advance=lambda step: None)
         shared = int(counting.shared.sum())
         top = counting.top(max(1, shared // 4))
         return {"layers": torch.tensor([counting.layers.index(layer) for layer in top])}
@@ -117,6 +109,14 @@ def recon(model: MultiTaskViT, bench: Bench, suite: Suite) -> nn.Module:
     chosen = cached(f"recon/{hash_of(repr(bench.settings()), start):012x}", counted)["layers"]
     layers = baselines.ConflictCount(model).layers
     return baselines.OwnCopies(model, names_of(suite), [layers[place] for place in chosen.tolist()])
+
+
+def counting_run(model: nn.Module, bench: Bench, suite: Suite) -> tuple[Run, baselines.ConflictCount]:
+    """Plain training of a copy of the model in which Recon counts."""
+    again = build(suite.tasks, bench.recipe, bench.seed)
+    again.load_state_dict(model.state_dict())
+    counting = baselines.ConflictCount(again, severity=-0.02)
+    return Run(again, suite.tasks, optimiser(again, bench.recipe), counting), counting
 
 
 def names_of(suite: Suite) -> tuple[str, ...]:

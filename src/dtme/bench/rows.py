@@ -18,16 +18,18 @@ from torch import nn
 from dtme._files import written_whole
 from dtme.apply import apply
 from dtme.bench.beginnings import begin_all, start_of, train_on
-from dtme.bench.branch_point import BranchPoint, begin, conflict_of, plain_run, price_of_analysis, reach
+from dtme.bench.branch_point import BranchPoint, analyse, begin, conflict_of, plain_run, reach
 from dtme.bench.catalogue import method_of
 from dtme.bench.cosines import CosineLog
-from dtme.bench.cost import costs
+from dtme.bench.cost import costs, flops, training_step
 from dtme.bench.experiment import Bench, figures, is_done, keep, path_of
 from dtme.bench.jobs import Job, Report
 from dtme.bench.methods import Method
 from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.placements import grown
+from dtme.bench.price import counting, paid
 from dtme.bench.recipe import Recipe
+from dtme.bench.rivals import counting_run
 from dtme.bench.suite import Suite
 from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser, settle_statistics
 from dtme.plan import Plan
@@ -55,19 +57,32 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
     ready = tuple(job.name for job in data)
     inserting = [method for method in wanted if method.plan is not None]
     priced = [method for method in wanted if method.lasts is not None]
+    shaped = [method for method in wanted if method.shape is not None]
     points = list(dict.fromkeys(method.branch for method in wanted if method.branch != BranchPoint()))
     jobs = [
         Job("start", begin_all, (bench,), after=ready),
         Job("MT, first steps", begin, (bench,), after=("start",)),
         *(Job(point.name, go_on_to, (bench, point), after=(method_of(point.of).branch.name,)) for point in points),
-        Job("cost", price, (bench, tuple(methods)), after=("MT, first steps", *(point.name for point in points))),
+        *(Job(_start_of_its_own(method), begin_wide, (bench, method.name), after=ready) for method in shaped),
+        Job(
+            "cost",
+            price,
+            (bench, tuple(methods)),
+            after=("MT, first steps", *(point.name for point in points), *map(_start_of_its_own, shaped)),
+            alone=True,
+        ),
         *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
         *(
             Job(method.name, finish, (bench, method.name), after=(method.branch.name,))
             for method in reversed(inserting)
         ),
         *(
-            Job(method.name, finish, (bench, method.name), after=("MT, first steps",))
+            Job(
+                method.name,
+                finish,
+                (bench, method.name),
+                after=("MT, first steps" if method.shape is None else _start_of_its_own(method),),
+            )
             for method in wanted
             if method not in (*priced, *inserting) and method.name != "ST"
         ),
@@ -78,15 +93,30 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
         ),
     ]
     done = {job.name for job in jobs if is_done(bench, job.name)}
-    if "cost" in done and set(methods) - figures(bench, "cost")["costs"].keys():
+    done -= {method.name for method in wanted if method.name in done and _is_stale(bench, method)}
+    if "cost" in done and not _is_priced(bench, methods):
         done.discard("cost")
     missing = [job for job in jobs if job.name not in done]
     named = {job.name: label + job.name for job in jobs} | {name: name for name in ready}  # seeds share the data
     labelled = [
-        Job(named[job.name], job.work, job.arguments, tuple(named[name] for name in job.after if name not in done))
+        replace(job, name=named[job.name], after=tuple(named[name] for name in job.after if name not in done))
         for job in missing
     ]
     return [*data, *labelled] if labelled else []
+
+
+def _is_stale(bench: Bench, method: Method) -> bool:
+    """Whether a finished row was trained with other weights than its method has now."""
+    if not isinstance(method.weights, Mapping):
+        return False
+    weights = dict(method.weights[bench.suite])
+    return figures(bench, method.name).get("weights", weights) != weights
+
+
+def _is_priced(bench: Bench, methods: Sequence[str]) -> bool:
+    """Whether all that the prices of these methods are made of is known."""
+    known = figures(bench, "cost")
+    return set(methods) <= known["costs"].keys() and "analysis_of_a_batch" in known
 
 
 def _data_jobs(bench: Bench) -> list[Job]:
@@ -95,6 +125,22 @@ def _data_jobs(bench: Bench) -> list[Job]:
         return [Job("nuclei", read, (bench,))]
     splits = zip(("pretrain", "train", "test"), bench.recipe.images, strict=True)
     return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits]
+
+
+def _start_of_its_own(method: Method) -> str:
+    """The job that trains what a method of another shape begins with."""
+    return f"start of {method.name}"
+
+
+def begin_wide(bench: Bench, name: str, report: Report) -> None:
+    """What a method of another shape begins with."""
+    start_of(_wide(bench, method_of(name)), report)
+    keep(bench, _start_of_its_own(method_of(name)), {})
+
+
+def _wide(bench: Bench, method: Method) -> Bench:
+    assert method.shape is not None
+    return replace(bench, recipe=method.shape(recipe_of(bench, method)))
 
 
 def read(bench: Bench, report: Report) -> None:
@@ -114,9 +160,8 @@ def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
     suite, recipe = bench.load(), bench.recipe
     wanted = {method.name: method for method in map(method_of, methods)}
     for method in list(wanted.values()):
-        if method.lasts is not None:
-            wanted.setdefault(method.lasts[0], method_of(method.lasts[0]))
-    wanted.setdefault("MT", method_of("MT"))
+        for other in (method.branch.of, *(() if method.lasts is None else method.lasts[:1])):
+            wanted.setdefault(other, method_of(other))
     runs: dict[str, list[Run]] = {}
     for name, method in wanted.items():
         if name == "ST":
@@ -126,11 +171,16 @@ def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
             ]
         elif method.lasts is None and method.longer == 1:  # else its steps are those of MT
             runs[name] = [run_of(bench, suite, method)]
+            if method.counted:
+                runs[counting(name)] = [counting_run(plain_run(bench, suite).model, bench, suite)[0]]
     plain = _parameters(runs["MT"])
     found = costs(runs, suite.train, recipe, advance=report)
-    priced = {name: asdict(found.get(name, found["MT"])) for name in wanted}
+    priced = {name: asdict(found.get(name, found["MT"])) for name in (*wanted, *found)}
+    plain_step = flops(lambda: training_step(runs["MT"][0], suite.train.batch(slice(0, recipe.batch))))
+    one = BranchPoint(reading=1 / recipe.analysis_batches)
+    analysis = flops(lambda: analyse(runs["MT"][0].model, bench, suite, one)) / plain_step
     added = {name: _parameters(runs[name]) - plain if name in runs and name != "ST" else 0 for name in wanted}
-    keep(bench, "cost", {"costs": priced, "added": added})
+    keep(bench, "cost", {"costs": priced, "added": added, "analysis_of_a_batch": analysis})
 
 
 def _parameters(runs: Sequence[Run]) -> int:
@@ -143,10 +193,7 @@ def steps_of(bench: Bench, method: Method) -> int:
     if method.lasts is None:
         return round(recipe.steps * method.longer)
     other, currency = method.lasts
-    costs_of_other = figures(bench, "cost")["costs"][other]
-    per_step = costs_of_other["step" if currency == "time" else "step_flops"]
-    analysis = price_of_analysis(bench, method_of(other).branch)[1] if method_of(other).analysed else 0.0
-    return round(recipe.expand_at + analysis + (recipe.steps - recipe.expand_at) * per_step)
+    return round(paid(bench, method_of(other), recipe.steps, currency))
 
 
 def go_on_to(bench: Bench, point: BranchPoint, report: Report) -> None:
@@ -173,7 +220,7 @@ def run_of(bench: Bench, suite: Suite, method: Method) -> Run:
     recipe = recipe_of(bench, method)
     suite = suite if method.weights is None else suite.weighted(weights_of(bench, method.weights))
     if method.shape is not None:  # another shape cannot branch off, and begins with a start of its own
-        wide = replace(bench, recipe=method.shape(recipe))
+        wide = _wide(bench, method)
         model = build(suite.tasks, wide.recipe, bench.seed, start_of(wide, lambda done, total: None))
         return Run(model, suite.tasks, optimiser(model, recipe))
     run, grows = plain_run(replace(bench, recipe=recipe), suite), method.branch.of != "MT"
@@ -253,6 +300,7 @@ def _to_the_end(bench: Bench, name: str, suite: Suite, run: Run, recipe: Recipe,
     with written_whole(path) as temporary:
         save_file(run.model.state_dict(), temporary)
     found: dict[str, Any] = {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": steps}
+    found["weights"] = {task.name: task.weight for task in run.tasks}
     if isinstance(run.balancing, CosineLog):
         found["cosines"] = [[round(cosine, 3) for cosine in look] for look in run.balancing.cosines.tolist()]
     if len(run.tasks) > 1 and isinstance(run.model, MultiTaskViT):

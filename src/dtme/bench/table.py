@@ -32,7 +32,7 @@ def cells(runs: Runs, methods: Sequence[str] | None = None) -> tuple[list[str], 
     several = len(runs) > 1
     head = ["", *(f"{task['name']} {task['metric']} {arrows[task['higher_is_better']]}" for task in tasks)]
     head += ["Δm % ↑", *(["against MT", "p"] if several else [])]
-    head += ["added", "step", "inference", "wall-clock", "parts at block"]
+    head += ["added", "step", "inference", "wall-clock", "FLOPs", "parts at block"]
     every = dict.fromkeys(row["method"] for run in runs for row in run["rows"])
     return head, [_row(runs, method, tasks) for method in methods or every]
 
@@ -56,6 +56,7 @@ def _row(runs: Runs, method: str, tasks: Sequence[Mapping[str, Any]]) -> list[st
         f"{mean('step_cost'):.2f} x",
         f"{mean('inference_cost'):.2f} x",
         f"{mean('wall_clock_ratio'):.2f} x",
+        f"{mean('flops_ratio'):.2f} x",
         _parting(own),
     ]
 
