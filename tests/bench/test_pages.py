@@ -1,5 +1,6 @@
 """The tables of the documentation are those of the committed results."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_a_table_is_made_of_the_rows_it_names(tmp_path: Path):
     assert text.startswith("Above.")
     assert text.endswith("Below.\n")
     assert not fill(page, ROOT)
+
+
+def test_scores_of_blocks_have_tables_of_their_own(tmp_path: Path):
+    chance = {"range_score": 0.25, "range_chance_score": 0.5, "null_score": 0.3, "null_chance_score": 0.49}
+    (tmp_path / "chance.json").write_text(json.dumps({"scores": {"scenes": {"as drawn": chance}}}))
+    text = filled("<!-- table chance.json -->\n<!-- end of table -->", tmp_path)
+    assert "| scenes | as drawn | 0.250 | 0.500 | 0.300 | 0.490 |" in text
+    found = {"modulators": {"depth": 0.5, "imbalance": -1.0}, "low-rank updates": {"depth": 1.0, "imbalance": 0.25}}
+    (tmp_path / "probe.json").write_text(json.dumps({"correlations": found}))
+    text = filled("<!-- table probe.json -->\n<!-- end of table -->", tmp_path)
+    assert "| | modulators | low-rank updates |" in text
+    assert "| imbalance | -1.00 | +0.25 |" in text
 
 
 def test_methods_are_compared_seed_by_seed():

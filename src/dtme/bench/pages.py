@@ -5,7 +5,8 @@ A page says where a table goes and what it is made of; whatever stands between t
     <!-- table results/nuclei-plateau.jsonl: ST; MT; TM+TE -->
     <!-- end of table -->
 
-Without methods, the table has all rows. Two methods are held against each other, seed by seed, where neither is MT, by
+Without methods, the table has all rows; the results of `benchmarks/chance.py` and `dtme probe` have tables of their own.
+Two methods are held against each other, seed by seed, where neither is MT, by
 
     <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
     <!-- end of table -->
@@ -55,18 +56,44 @@ def filled(text: str, root: Path) -> str:
 
 
 def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
-    """The table of a file of results as Markdown: of a dense suite or of text tasks, all rows or some.
+    """The table of a file of results as Markdown: of a dense suite or of text tasks, all rows or some; of scores of blocks.
 
     Raises:
         ValueError: A method is not in the results, or the file holds no results.
     """
     runs = [json.loads(path.read_text(encoding="utf-8"))] if path.suffix == ".json" else read_lines(path)
+    if "scores" in runs[0]:
+        return _rates_and_chance(runs[0]["scores"])
+    if "correlations" in runs[0]:
+        return _correlations(runs[0]["correlations"])
     rows = [row for run in runs for row in run["rows"]]
     unknown = [name for name in methods or () if name not in {row["method"] for row in rows}]
     if unknown:
         known = ", ".join(dict.fromkeys(row["method"] for row in rows))
         raise ValueError(f"{path} has no row {unknown[0]!r}; it has {known}.")
     return text_markdown(runs, methods) if _are_text(runs) else markdown(runs, methods)
+
+
+def _rates_and_chance(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Mean scores in either space, each beside what chance gives."""
+    lines = ["| | | range space | chance | null space | chance |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    names = ("range_score", "range_chance_score", "null_score", "null_chance_score")
+    for suite, states in scores.items():
+        lines += [
+            f"| {suite} | {state} | {' | '.join(f'{own[name]:.3f}' for name in names)} |"
+            for state, own in states.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _correlations(found: Mapping[str, Mapping[str, float]]) -> str:
+    """How each score of the blocks goes with what an insert gains there."""
+    lines = [f"| | {' | '.join(found)} |", "| --- |" + " ---: |" * len(found)]
+    lines += [
+        f"| {score} | {' | '.join(f'{own[score]:+.2f}' for own in found.values())} |"
+        for score in next(iter(found.values()))
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def comparison_of(path: Path, pairs: Sequence[tuple[str, ...]]) -> str:
