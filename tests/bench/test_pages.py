@@ -52,6 +52,8 @@ def test_methods_are_compared_seed_by_seed():
     own, other = (rows_of(runs, name) for name in ("Adapt last block", "MT 2x"))
     differences = [own[seed]["delta_m"] - other[seed]["delta_m"] for seed in own]
     assert f"| Adapt last block against MT 2x | {sum(differences) / len(differences):+.2f} ± " in text
+    two = filled(f"<!-- compare {path} seeds 1 3: Adapt last block > MT 2x -->\n<!-- end of table -->", ROOT)
+    assert f"| Adapt last block against MT 2x | {(differences[1] + differences[3]) / 2:+.2f} ± " in two
     with pytest.raises(ValueError, match="cannot compare 'MT 2x > TN'"):
         filled(f"<!-- compare {path}: MT 2x > TN -->\n<!-- end of table -->", ROOT)
 

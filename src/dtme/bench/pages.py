@@ -10,6 +10,8 @@ Two methods are held against each other, seed by seed, where neither is MT, by
 
     <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
     <!-- end of table -->
+
+in all seeds, or in those that `results/nuclei-plateau.jsonl seeds 3 4:` names.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from dtme.bench.text.table import markdown as text_markdown
 _PLACE = re.compile(
     r"(<!-- table (?P<path>[^\s:]+)(: (?P<methods>[^>]*?))? -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
-_PAIRS = re.compile(r"(<!-- compare (?P<path>[^\s:]+): (?P<pairs>[^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_PAIRS = re.compile(
+    r"(<!-- compare (?P<path>[^\s:]+)( seeds (?P<seeds>[\d ]+))?: (?P<pairs>[^\n]*?) -->\n).*?(<!-- end of table -->)",
+    re.DOTALL,
+)
 
 
 def filled(text: str, root: Path) -> str:
@@ -50,7 +55,8 @@ def filled(text: str, root: Path) -> str:
 
     def comparison(found: re.Match[str]) -> str:
         pairs = [tuple(name.strip() for name in pair.split(">")) for pair in found["pairs"].split(";")]
-        return f"{found[1]}\n{comparison_of(root / found['path'], pairs)}\n{found[4]}"
+        seeds = None if found["seeds"] is None else [int(seed) for seed in found["seeds"].split()]
+        return f"{found[1]}\n{comparison_of(root / found['path'], pairs, seeds)}\n{found[6]}"
 
     return _PAIRS.sub(comparison, _PLACE.sub(table, text))
 
@@ -96,13 +102,13 @@ def _correlations(found: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_of(path: Path, pairs: Sequence[tuple[str, ...]]) -> str:
+def comparison_of(path: Path, pairs: Sequence[tuple[str, ...]], seeds: Sequence[int] | None = None) -> str:
     """Differences between pairs of methods, paired by seed, as Markdown: in Delta_m, or of text tasks in the mean score.
 
     Raises:
         ValueError: A pair is none, or a method is not in the results.
     """
-    runs = read_lines(path)
+    runs = [run for run in read_lines(path) if seeds is None or run["seed"] in seeds]
     figure, called = ("mean", "mean score") if _are_text(runs) else ("delta_m", "Δm")
     lines = [f"| | {called}, difference | p | wall-clock |", "| --- | ---: | ---: | ---: |"]
     for pair in pairs:
