@@ -33,11 +33,11 @@ def assert_close(one: Tensor, other: Tensor) -> None:
 @pytest.mark.parametrize(
     ("names", "per_sample", "says"),
     [
-        (("depht",), None, r"unknown task 'depht'; this model's plan has \('depth', 'semseg', 'scene'\)"),
+        (("depht",), None, r"unknown task 'depht'; this model's plan has \('depth', 'semseg', 'scene'\). Name some of"),
         (("depth", ""), None, "unknown task ''"),
         ((), None, "give task names or per_sample"),
         (("depth",), ["depth"] * 3, "one of the two"),
-        ((), ["depth", "normals", "scene"], r"per_sample\[1\]='normals': unknown task"),
+        ((), ["depth", "normals", "scene"], r"per_sample\[1\]='normals': unknown task.*or its index, or apply a plan"),
         ((), [0, 3, 1], r"per_sample\[1\]=3: unknown task"),
         ((), [0, -1, 1], r"per_sample\[1\]=-1"),
         ((), torch.tensor([0, 1, 3]), r"per_sample holds 0\.\.3: indices into"),

@@ -104,7 +104,8 @@ def tasks(model: nn.Module, *names: str, per_sample: Sequence[str | int] | Tenso
             unknown = [name for name in names if name not in routing.tasks]
             if unknown:
                 raise ValueError(
-                    f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}."
+                    f"tasks(model, ...): unknown task {unknown[0]!r}; this model's plan has {routing.tasks}. Name some of these, "
+                    "or apply a plan that has the task."
                 )
             routing.active, routing.rows = tuple(task for task in routing.tasks if task in names), None
         else:
@@ -132,7 +133,10 @@ def _indices(per_sample: Sequence[str | int] | Tensor, names: tuple[str, ...], d
         elif isinstance(task, int) and 0 <= task < len(names):
             indices.append(task)
         else:
-            raise ValueError(f"per_sample[{row}]={task!r}: unknown task; this model's plan has {names}.")
+            raise ValueError(
+                f"per_sample[{row}]={task!r}: unknown task; this model's plan has {names}. Give one of these or its index, or "
+                "apply a plan that has the task."
+            )
     return torch.tensor(indices, dtype=torch.long, device=device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_text import write_glue
 
 from dtme.bench.glue import TASKS, folders_in, glue_task, read_glue, read_hub
+from dtme.bench.glue import hub as glue_hub
 from dtme.bench.text import load, read_folder
-from dtme.bench.text.tasks import classes
+from dtme.bench.text.files import Sentences, read_file
+from dtme.bench.text.tasks import TextTask, classes
 from dtme.bench.text.trunk import MINILM, load_trunk
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "glue"
@@ -72,6 +76,55 @@ def test_partial_copies_lengths_and_cuts_are_told(data: Path, trunk: str):
     targets = suite.train["STS-B"].targets.double()
     assert mean == pytest.approx(float(targets.mean()))
     assert deviation == pytest.approx(float(targets.std(correction=0)))
+
+
+def test_empty_sentences_are_told_and_kept(tmp_path: Path, trunk: str):
+    data = write_glue(tmp_path / "glue")
+    with (data / "CoLA" / "train.tsv").open("a") as file:
+        file.write("src\t1\t\t\nsrc\t0\t\t  \n")
+    (data / "RTE" / "dev.tsv.gz").unlink()
+    (data / "RTE" / "dev.tsv").write_text(
+        "index\tsentence1\tsentence2\tlabel\n0\tred\t\tentailment\n1\ta\tb\tentailment\n"
+    )
+    suite = load([glue_task("CoLA"), glue_task("RTE")], partial(read_glue, data), trunk)
+    assert [remark for remark in suite.remarks if "empty" in remark] == [
+        "CoLA, train: 2 of 32 sentences are empty.",
+        "RTE, dev: 1 of 2 pairs have an empty sentence.",
+    ]
+    assert len(suite.train["CoLA"]) == 32
+
+
+def test_either_official_count_is_taken_for_the_whole(trunk: str):
+    assert {glue_task("QQP").rows["train"], *glue_task("QQP").other_rows["train"]} == {363846, 363849}
+    task = replace(glue_task("QQP"), rows={"train": 4, "dev": 2}, other_rows={"train": (6,)})
+
+    def remarks(rows: int) -> list[str]:
+        def read(task: TextTask) -> dict[str, Sentences]:
+            return {name: Sentences([("a", "b")] * n, [1.0] * n, name) for name, n in (("train", rows), ("dev", 2))}
+
+        return list(load([task], read, trunk).remarks)
+
+    assert remarks(4) == remarks(6) == []
+    assert remarks(5)[0].startswith("QQP, train: 5 rows, but the official split has 4 or 6: partial")
+
+
+def test_a_hundred_malformed_lines_of_qqp_are_left_out(tmp_path: Path):
+    head, good = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", "0\t1\t2\ta\tb\t1\n"
+    path = tmp_path / "train.tsv"
+    path.write_text(head + "broken\n" * 100 + good)
+    found = read_file(path, glue_task("QQP"))
+    assert (len(found.texts), found.left_out) == (1, 100)
+    path.write_text(head + "broken\n" * 101 + good)
+    with pytest.raises(ValueError, match=r"line 102: 1 columns, but the head has 6"):
+        read_file(path, glue_task("QQP"))
+
+
+def test_cola_with_a_head_is_recognised(tmp_path: Path):
+    path = tmp_path / "dev.tsv"
+    for head in ("source\tlabel\tlabel_notes\tsentence", "sentence\tlabel"):
+        path.write_text(f"{head}\nsrc\t1\t\tfine\n")
+        with pytest.raises(ValueError, match=r"dev\.tsv, line 1: .* is a head, and files of 'CoLA' have none. Remove"):
+            read_file(path, glue_task("CoLA"))
 
 
 def test_ids_are_those_of_the_tokenizer_also_from_the_cache(data: Path, trunk: str):
@@ -134,6 +187,8 @@ def test_own_folders_are_read_by_the_task_alone(tmp_path: Path, trunk: str):
 
 
 def of_the_hub(name: str, configuration: str) -> dict[str, Any]:
+    if name == "withheld":
+        return {split: {"sentence1": ["a"], "sentence2": ["b"], "label": [-1.0]} for split in ("train", "validation")}
     assert name == "nyu-mll/glue"
     tables = {
         "stsb": {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [2.5, 5.0]},
@@ -158,6 +213,11 @@ def test_the_hub_by_its_own_names(monkeypatch: pytest.MonkeyPatch):
         read_hub(glue_task("SST-2"))
     with pytest.raises(ValueError, match="MRPC, train has no row"):
         read_hub(glue_task("MRPC"))
+    monkeypatch.setattr(glue_hub, "REPOSITORY", "withheld")
+    with pytest.raises(
+        ValueError, match=r"withheld, STS-B, train, row 0: target '-1\.0' is not.*is this the test split"
+    ):
+        read_hub(glue_task("STS-B"))
 
 
 def test_without_datasets_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):

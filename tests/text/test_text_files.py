@@ -14,6 +14,7 @@ from dtme.bench.text.measures import ACCURACY
 from dtme.bench.text.tasks import TextTask, classes, number
 
 SPAM = classes("spam", ("no", "yes"))
+HEADLESS = dataclasses.replace(SPAM, header=("label", "text"))
 STARS = number("stars", text=("title", "body"), target="stars", bounds=(1, 5))
 
 
@@ -69,13 +70,43 @@ BAD = {
     "out of bounds": ("t.tsv", "title\tbody\tstars\na\tb\t6\n", STARS, r"line 2: target '6' is not between 1 and 5"),
     "not finite": ("t.tsv", "title\tbody\tstars\na\tb\tnan\n", STARS, r"target 'nan' is not between"),
     "no row": ("t.tsv", "text\tlabel\n", SPAM, r"t\.tsv has no row.*complete"),
-    "nothing at all": ("t.tsv", "", SPAM, r"line 1: no column 'text' in \[\]"),
+    "nothing at all": ("t.tsv", "", SPAM, r"t\.tsv has no row.*complete"),
+    "nothing at all, packed": ("t.tsv.gz", "", SPAM, r"t\.tsv\.gz has no row.*complete"),
+    "blank lines": ("t.tsv", "\n\r\n  \n", SPAM, r"t\.tsv has no row.*complete"),
+    "blank lines of a quoted file": ("t.csv", "\n  \n", SPAM, r"t\.csv has no row.*complete"),
+    "blank lines without a head": ("t.tsv", "\n\n", HEADLESS, r"t\.tsv has no row.*complete"),
+    "a head where there should be none": (
+        "t.tsv",
+        "\nLabel\tText\nno\ta\n",
+        HEADLESS,
+        r"t\.tsv, line 2: \['Label', 'Text'\] is a head, and files of 'spam' have none\. Remove the line",
+    ),
+    "a head of other columns": ("t.tsv", "id\ttext\tlabel\n0\ta\tno\n", HEADLESS, r"line 1: .* is a head.*Remove"),
+    "withheld labels": (
+        "t.tsv",
+        "text\tlabel\na\t-1\n",
+        SPAM,
+        r"line 2: label '-1' is none of \('no', 'yes'\): is this the test split, whose targets are -1 by convention\? Give",
+    ),
+    "withheld numbers": (
+        "t.csv",
+        "title,body,stars\na,b,-1.0\n",
+        STARS,
+        r"'-1\.0' is not between 1 and 5: is this the test",
+    ),
     "another encoding": (
         "t.tsv",
-        "text\tlabel\ncaf\xe9\tno\n".encode("latin-1"),
+        "text\tlabel\na\u2028b\tno\n".encode() + "caf\xe9\tno\n".encode("latin-1"),
         SPAM,
-        r"t\.tsv is no UTF-8 text.*Save it as",
+        r"t\.tsv, line 3 is no UTF-8 text \(invalid continuation byte\)\. Save the file as UTF-8",
     ),
+    "another encoding, packed": (
+        "t.csv.gz",
+        b"text,label\n" + b"a,no\n" * 9000 + b"\xff,no\n",
+        SPAM,
+        r"t\.csv\.gz, line 9002 is no UTF-8",
+    ),
+    "another encoding, from the start": ("t.tsv", "text\tlabel\n".encode("utf-16"), SPAM, r"line 1 is no UTF-8"),
     "an open quote": ("t.csv", 'text,label\n"a,no\n', SPAM, r"t\.csv, line 2: .*quote left open"),
 }
 
@@ -85,6 +116,30 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path: Path, name: str):
     file, text, task, says = BAD[name]
     with pytest.raises(ValueError, match=says):
         read_file(written(tmp_path, file, text), task)
+
+
+def test_an_empty_file_that_is_packed_by_name_alone(tmp_path: Path):
+    (tmp_path / "t.tsv.gz").touch()
+    with pytest.raises(ValueError, match=r"t\.tsv\.gz has no row"):
+        read_file(tmp_path / "t.tsv.gz", SPAM)
+
+
+def test_a_sentence_that_is_called_as_its_column_is_no_head(tmp_path: Path):
+    found = read_file(written(tmp_path, "t.tsv", "no\ttext\nyes\tlabel\n"), HEADLESS)
+    assert found.texts == [("text",), ("label",)]
+
+
+def test_minus_one_is_a_target_where_the_task_says_so(tmp_path: Path):
+    path = written(tmp_path, "t.tsv", "text\tlabel\na\t-1\n")
+    assert read_file(path, classes("mood", ("-1", "1"))).targets == [0.0]
+    assert read_file(path, number("mood")).targets == [-1.0]
+
+
+def test_empty_sentences_are_read_and_counted(tmp_path: Path):
+    path = written(tmp_path, "t.csv", 'title,body,stars\n"",b,1\na, \t,2\na,b,3\n')
+    found = read_file(path, STARS)
+    assert len(found.texts) == 3
+    assert found.empty == 2
 
 
 def test_a_line_of_a_quoted_file_is_counted_as_an_editor_counts_it(tmp_path: Path):

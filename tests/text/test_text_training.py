@@ -113,11 +113,22 @@ def test_tasks_that_the_routing_does_not_know_are_refused(suite: TextSuite, stil
     dtme.apply(model, dtme.Plan(NAMES[:2], modulate={blocks()[3]: NAMES[:2]}))
     batch = mixed_batch(suite)
     with pytest.raises(
-        ValueError, match=r"per_sample\[2\]='RTE': unknown task; this model's plan has \('CoLA', 'STS-B'\)"
+        ValueError,
+        match=r"per_sample\[2\]='RTE': unknown task; this model's plan has \('CoLA', 'STS-B'\). Give one of these",
     ):
         task_losses(model, suite, batch)
-    with pytest.raises(ValueError, match=r"unknown task 'RTE'"):
+    with pytest.raises(ValueError, match=r"unknown task 'RTE'.*or apply a plan that has the task"):
         task_losses(model, suite, batch.of_task(2))
+
+
+def test_a_task_without_a_head_is_named_with_what_to_do(suite: TextSuite, still: str):
+    model, batch = build(still, TASKS[:2], seed=0), suite.batch([(0, 3), (2, 0)])
+    says = r"no head for task 'RTE', but for \('CoLA', 'STS-B'\): build it for all tasks of the suite, build\(trunk"
+    with pytest.raises(ValueError, match=says):
+        task_losses(model, suite, batch)
+    with pytest.raises(ValueError, match=says):
+        predict(model, suite, TASKS[2], suite.dev["RTE"][0])
+    assert set(task_losses(model, suite, suite.batch([(0, 3), (1, 0)]))) == {"CoLA", "STS-B"}
 
 
 def test_norms_and_biases_of_their_own_start_as_the_model_and_part_by_rows(suite: TextSuite, still: str):
@@ -264,6 +275,28 @@ def test_bfloat16_is_close_and_leaves_weights_in_float32(suite: TextSuite, still
     for task in NAMES:
         assert float(half[task]) == pytest.approx(float(full[task]), rel=0.05, abs=0.02)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("kind", ["none", "all three"])
+def test_heads_compute_in_float32_behind_a_trunk_in_bfloat16(suite: TextSuite, still: str, kind: str, pooling: Any):
+    model, batch = build(still, TASKS, 0, pooling=pooling).eval(), suite.batch([(0, 3), (1, 4), (2, 0)])
+    if kind != "none":
+        dtme.apply(model, plan_of(kind))
+    read: dict[str, list[Tensor]] = {task: [] for task in NAMES}
+    for task, head in model.heads.items():
+        head.register_forward_hook(lambda head, given, output, task=task: read[task].append(given[0]))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs: Any = model(**batch.inputs)
+    with torch.no_grad():
+        precise: Any = model(**batch.inputs)
+    mask = batch.inputs["attention_mask"].unsqueeze(-1).float()
+    for task, head in model.heads.items():
+        tokens = read[task][0].float()
+        pooled = (tokens * mask).sum(1) / mask.sum(1) if pooling == "mean" else tokens[:, 0]
+        assert outputs[task].dtype == torch.float32
+        assert torch.equal(outputs[task], F.linear(pooled, head.predict.weight, head.predict.bias))
+        assert not torch.equal(outputs[task], precise[task])  # the trunk is in bfloat16
 
 
 @pytest.mark.parametrize(

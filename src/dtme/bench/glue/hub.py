@@ -21,7 +21,7 @@ def read_hub(task: TextTask) -> dict[str, Sentences]:
 
     Raises:
         ImportError: `datasets` is not installed; the message says how to.
-        ValueError: A label is none of the task's.
+        ValueError: A label is none of the task's; names split and row.
     """
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
@@ -43,7 +43,10 @@ def _sentences(rows: Any, task: TextTask, name: str) -> Sentences:
             raise ValueError(
                 f"{source}, row {row}: label {label!r} is none of 0 to {len(task.labels) - 1}. Is it a test split?"
             )
-        targets.append(float(label) if task.labels is not None else task.target_of(str(label)))
+        try:
+            targets.append(float(label) if task.labels is not None else task.target_of(str(label)))
+        except ValueError as why:
+            raise ValueError(f"{source}, row {row}: {why}") from None
     if not targets:
         raise ValueError(f"{source} has no row.")
     return Sentences(list(zip(*columns, strict=True)), targets, source)

@@ -9,6 +9,7 @@ from torch import nn
 
 from dtme.analysis import analyze
 from dtme.bench.hashing import hash_of
+from dtme.bench.text.divergence import check_finite
 from dtme.bench.text.recipe import TextRecipe
 from dtme.bench.text.suite import Batch, TextSuite
 from dtme.bench.text.training import task_losses
@@ -43,6 +44,9 @@ def analyse(
         recipe: Says how many sentences, and r.
         seed: Of the choice of sentences.
         advance: Told the batches done, and all of them.
+
+    Raises:
+        DivergedError: A loss is not finite; names its task.
     """
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in analysis_batches(suite, recipe, seed)]
@@ -53,6 +57,8 @@ def analyse(
         done += 1
         if advance is not None:
             advance(done, 2 * len(batches))
-        return task_losses(model, suite, batch, recipe.precision)
+        found = task_losses(model, suite, batch, recipe.precision)
+        check_finite(found, "in the analysis")
+        return found
 
     return analyze(model, losses, batches, variance_ratio=recipe.variance_ratio)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dtme.bench.cache import cached
 from dtme.bench.hashing import hash_of
 from dtme.bench.jobs import Report
+from dtme.bench.text.digests import digest_of_trunk
 from dtme.bench.text.experiment import TextBench, path_of
 from dtme.bench.text.model import TextMultitask, build
 from dtme.bench.text.suite import TextSuite
@@ -58,7 +59,7 @@ def plateau(bench: TextBench, suite: TextSuite, report: Report) -> dict[str, Ten
         return {name: weight.cpu() for name, weight in model.state_dict().items()}
 
     numbers = {name: value for name, value in asdict(recipe).items() if name not in _OF_ROWS}
-    numbers["trunk"] = name_of(recipe.trunk)
+    numbers["trunk"] = name_of(recipe.trunk) + (digest_of_trunk(recipe.trunk) or "")
     sentences = hashlib.sha256()
     for task in suite.tasks:
         sentences.update(task.name.encode())
@@ -77,10 +78,11 @@ def train_on(bench: TextBench, name: str, run: TextRun, report: Report) -> None:
         report: Told the steps done.
     """
     path = path_of(bench, name, "pt")
-    kept = read_again(path, bench.settings())
+    settings = {**bench.settings(), "steps": run.drawing.steps}  # a schedule may depend on the prices of other rows
+    kept = read_again(path, settings)
     if kept is not None:
         run.restore(kept)
     while run.step < run.drawing.steps:
         train(run, min(run.drawing.steps, run.step + KEPT_EVERY), advance=report)
         if run.step < run.drawing.steps:
-            write_down(path, bench.settings(), run.state())
+            write_down(path, settings, run.state())

@@ -74,7 +74,8 @@ def load(
         whole = files[task.train]
         if cut is not None and len(whole.texts) > cut:
             remarks.append(f"{task.name}: {cut:,} of {len(whole.texts):,} training sentences are used (cut={cut}).")
-            files = {**files, task.train: _cut(task, whole, cut)}
+        files = {**files, task.train: shortened(task, whole, cut)}
+        remarks += [_remark_of_empty(task, name, file) for name, file in files.items() if file.empty]
         encoded = {name: encode(file, tokenizer, length, identity) for name, file in files.items()}
         remarks += [_remark_of_length(task, name, own, length) for name, own in encoded.items() if own.truncated]
         train[task.name] = encoded[task.train]
@@ -86,7 +87,10 @@ def load(
     return TextSuite(tuple(tasks), train, dev, scales, tokenizer.pad_token_id, segments, tuple(remarks))
 
 
-def _cut(task: TextTask, whole: Sentences, cut: int) -> Sentences:
+def shortened(task: TextTask, whole: Sentences, cut: int | None) -> Sentences:
+    """The training sentences that are used: all, or so many of them as `cut` says, the same ones in every run."""
+    if cut is None or len(whole.texts) <= cut:
+        return whole
     generator = torch.Generator().manual_seed(hash_of("cut", task.name))
     rows = torch.randperm(len(whole.texts), generator=generator)[:cut].tolist()
     return replace(whole, texts=[whole.texts[row] for row in rows], targets=[whole.targets[row] for row in rows])
@@ -100,15 +104,22 @@ def _scale(task: TextTask, targets: Tensor) -> tuple[float, float]:
 
 def _remarks_of_file(task: TextTask, name: str, sentences: Sentences) -> list[str]:
     remarks = []
-    official, found = task.rows.get(name), len(sentences.texts)
-    if official is not None and found != official:
+    official = [task.rows[name], *task.other_rows.get(name, ())] if name in task.rows else []
+    found = len(sentences.texts)
+    if official and found not in official:
+        counts = " or ".join(f"{count:,}" for count in official)
         remarks.append(
-            f"{task.name}, {name}: {found:,} rows, but the official split has {official:,}: partial or unofficial, and not to be "
+            f"{task.name}, {name}: {found:,} rows, but the official split has {counts}: partial or unofficial, and not to be "
             "compared with published figures."
         )
     if sentences.left_out:
         remarks.append(f"{task.name}, {name}: {sentences.left_out} malformed lines were left out.")
     return remarks
+
+
+def _remark_of_empty(task: TextTask, name: str, used: Sentences) -> str:
+    what = "sentences are empty" if len(task.text) == 1 else "pairs have an empty sentence"
+    return f"{task.name}, {name}: {used.empty:,} of {len(used.texts):,} {what}."
 
 
 def _remark_of_length(task: TextTask, name: str, encoded: Encoded, length: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dtme._shapes import Float
 from dtme.bench.text.suite import Batch, Encoded, TextSuite
 from dtme.bench.text.tasks import TextTask
-from dtme.bench.text.training import rows_of_tasks
+from dtme.bench.text.training import prediction_of, rows_of_tasks
 
 Figures = dict[str, dict[str, float]]
 """By task, its measures by name."""
@@ -40,7 +40,7 @@ def predict(
         given = Batch(inputs, torch.full((len(rows),), place), torch.zeros(len(rows))).to(device)
         half = precision == "bfloat16"
         with rows_of_tasks(model, suite, given), torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            predicted[rows] = model(**given.inputs)[task.name].float().cpu()
+            predicted[rows] = prediction_of(task.name, model(**given.inputs)).float().cpu()
     return suite.from_unit(task.name, predicted) if task.labels is None else predicted
 
 

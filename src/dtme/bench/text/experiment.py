@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtme._files import read_json, write_text
+from dtme.bench.text.digests import digest_of_data, digest_of_trunk
 from dtme.bench.text.encoding import Reader, load
 from dtme.bench.text.recipe import TextRecipe
 from dtme.bench.text.suite import TextSuite
@@ -50,13 +51,18 @@ class TextBench:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What a finished row must have been made with to be used again; no folder of this machine is in it."""
+        """What a finished row must have been made with to be used again.
+
+        Sentences and a trunk of one's own stand in it by digest: no folder of this machine is in it.
+        """
         recipe = {**asdict(self.recipe), "trunk": name_of(self.recipe.trunk)}
         return {
             "suite": self.suite,
             "tasks": [task.name for task in self.tasks],
+            "data": digest_of_data(self.tasks, self.read, recipe["cut"]),
             "seed": self.seed,
             "recipe": recipe,
+            "trunk_files": digest_of_trunk(self.recipe.trunk),
             "single_rates": dict(self.single_rates),
         }
 

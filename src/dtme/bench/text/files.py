@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +32,11 @@ class Sentences:
     targets: Sequence[float]
     source: str
     left_out: int = 0
+
+    @property
+    def empty(self) -> int:
+        """Rows with a sentence that holds nothing but blanks."""
+        return sum(not all(sentence.strip() for sentence in text) for text in self.texts)
 
 
 def find_file(folder: Path, name: str) -> Path:
@@ -66,29 +72,44 @@ def read_file(path: Path, task: TextTask) -> Sentences:
 
     Raises:
         ValueError: A column is missing, a line has more or fewer columns than the head, a target is not one of the task's,
-            there is no row, or the file is damaged; the message names file and line.
+            there is no row, there is a head where there should be none, or the file is damaged; the message names file and line.
     """
     texts: list[tuple[str, ...]] = []
     targets: list[float] = []
     left_out = 0
     with _opened(path) as file:
         rows = _rows(file, commas=".csv" in path.suffixes[-2:])
-        head = task.header or next((cells for _, cells in rows), ())
+        first = next(rows, None)
+        if first is None:  # otherwise nothing would be said to lack a column
+            raise _no_row(path)
+        head = task.header or first[1]
         places = [_place(head, column, path, task) for column in (*task.text, task.target)]
-        for line, cells in rows:
+        for line, cells in chain([first], rows) if task.header else rows:
             if len(cells) != len(head):
                 left_out += 1
                 if left_out > task.malformed:
-                    raise ValueError(f"{path}, line {line}: {_columns(cells, head)} Mend or remove the line.")
+                    raise _wrong(path, line, cells, task, f"{_columns(cells, head)} Mend or remove the line.")
                 continue
             try:
                 targets.append(task.target_of(cells[places[-1]]))
             except ValueError as why:
-                raise ValueError(f"{path}, line {line}: {why}") from None
+                raise _wrong(path, line, cells, task, str(why)) from None
             texts.append(tuple(cells[place] for place in places[:-1]))
     if not texts:
-        raise ValueError(f"{path} has no row: a split needs at least one sentence. Is the copy complete?")
+        raise _no_row(path)
     return Sentences(texts, targets, str(path), left_out)
+
+
+def _no_row(path: Path) -> ValueError:
+    return ValueError(f"{path} has no row: a split needs at least one sentence. Is the copy complete?")
+
+
+def _wrong(path: Path, line: int, cells: Sequence[str], task: TextTask, why: str) -> ValueError:
+    """The error of a line that is no row; a head where there should be none is told as what it is."""
+    named = {cell.strip().casefold() for cell in cells} & {column.casefold() for column in (*task.text, task.target)}
+    if task.header is not None and named:
+        why = f"{list(cells)} is a head, and files of {task.name!r} have none. Remove the line."
+    return ValueError(f"{path}, line {line}: {why}")
 
 
 def _place(head: Sequence[str], column: str, path: Path, task: TextTask) -> int:
@@ -112,24 +133,45 @@ def _opened(path: Path) -> Iterator[TextIO]:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
             yield file  # pyright: ignore[reportReturnType]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}). Save it as UTF-8.") from error
+        line = _first_undecodable(path)
+        raise ValueError(f"{path}, line {line} is no UTF-8 text ({error.reason}). Save the file as UTF-8.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}). Fetch it again.") from error
 
 
+def _first_undecodable(path: Path) -> int:
+    """The number of the first line that is no UTF-8; what decodes in large pieces does not tell."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        return next(number for number, line in enumerate(file, 1) if not _is_utf8(line))
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _rows(file: TextIO, *, commas: bool) -> Iterator[tuple[int, list[str]]]:
-    """Number of the line and cells of each row, empty lines left out."""
+    """Number of the line and cells of each row, blank lines left out."""
     if commas:
         reader = csv.reader(file, strict=True)
         try:
-            yield from ((reader.line_num, cells) for cells in reader if cells)
+            yield from ((reader.line_num, cells) for cells in reader if not _is_blank(cells))
         except csv.Error as error:
             name = getattr(file, "name", "the file")
             raise ValueError(f"{name}, line {reader.line_num}: {error}. Is a quote left open?") from error
         return
     for number, line in enumerate(_lines(file), 1):
-        if line:
-            yield number, line.split("\t")
+        cells = line.split("\t")
+        if not _is_blank(cells):
+            yield number, cells
+
+
+def _is_blank(cells: Sequence[str]) -> bool:
+    return len(cells) < 2 and not "".join(cells).strip()
 
 
 def _lines(file: TextIO) -> Iterator[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dtme._shapes import Float
+from dtme.bench.text.divergence import DivergedError
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -41,6 +42,9 @@ class Measure:
             predictions: Scores per class, or one number a row.
             targets: Class indices, or numbers.
 
+        Raises:
+            DivergedError: A prediction is not finite.
+
         Example:
             >>> ACCURACY(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0.0, 0.0]))
             50.0
@@ -48,7 +52,7 @@ class Measure:
             0.0
         """
         if not bool(predictions.isfinite().all()):
-            raise ValueError(
+            raise DivergedError(
                 f"{self.name}: predictions are not finite; the model has diverged. Lower the learning rate."
             )
         outputs = predictions.shape[1]

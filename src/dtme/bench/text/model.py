@@ -19,6 +19,8 @@ Pooling = Literal["mean", "first"]
 class Head(nn.Module):
     """Tokens to a prediction: pooled, then one linear layer.
 
+    Autocast is left outside: two scores that bfloat16 cannot tell apart would be a coin toss between classes.
+
     Args:
         width: Channels p of the tokens.
         outputs: Channels of the prediction.
@@ -34,12 +36,14 @@ class Head(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "b n p"], mask: Int[Tensor, "b n"]) -> Float[Tensor, "b outputs"]:
         """The prediction of every row; `mask` is 1 where a token is no padding."""
-        if self.pooling == "first":
-            pooled = tokens[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).to(tokens.dtype)
-            pooled = (tokens * weights).sum(1) / weights.sum(1)
-        return self.predict(self.dropout(pooled))
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.to(self.predict.weight.dtype)
+            if self.pooling == "first":
+                pooled = tokens[:, 0]
+            else:
+                weights = mask.unsqueeze(-1).to(tokens.dtype)
+                pooled = (tokens * weights).sum(1) / weights.sum(1)
+            return self.predict(self.dropout(pooled))
 
 
 class TextMultitask(nn.Module):

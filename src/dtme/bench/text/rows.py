@@ -50,7 +50,7 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
         Job(FIRST, first_steps, (bench,), after=("start",)),
         Job("cost", price, (bench, tuple(methods)), after=(FIRST,)),
         *(
-            Job(method.name, finish, (bench, method.name), after=("cost",) if method in dearest else (FIRST,))
+            Job(method.name, finish, (bench, method.name), after=("cost", FIRST) if method in dearest else (FIRST,))
             for method in wanted
             if method.name != "ST"
         ),
@@ -63,6 +63,8 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
     done = {job.name for job in jobs if is_done(bench, job.name)}
     if "cost" in done and set(methods) - figures(bench, "cost")["step"].keys():
         done.discard("cost")
+    priced = done.issuperset(("cost", FIRST))
+    done -= {method.name for method in dearest if not priced or not lasts_as_it_should(bench, method)}
     missing = [job for job in jobs if job.name not in done]
     labelled = [
         Job(
@@ -136,6 +138,11 @@ def steps_of(bench: TextBench, method: TextMethod) -> int:
     return round(max(wall_clocks(bench).values()) * bench.recipe.steps)
 
 
+def lasts_as_it_should(bench: TextBench, method: TextMethod) -> bool:
+    """Whether a row is finished, and with as many steps as it has to take now that costs may have been measured anew."""
+    return is_done(bench, method.name) and figures(bench, method.name).get("steps") == steps_of(bench, method)
+
+
 def wall_clocks(bench: TextBench) -> dict[str, float]:
     """The time of each priced row as a multiple of MT's, by the price of a step and with the analysis where it needs one."""
     steps, before = bench.recipe.steps, bench.recipe.expand_at
@@ -169,6 +176,8 @@ def _makers(bench: TextBench, suite: TextSuite, methods: Sequence[TextMethod]) -
 
 def finish(bench: TextBench, name: str, report: Report) -> None:
     """A multi-task row from the step of insertion to its figures."""
+    if lasts_as_it_should(bench, method_of(name)):  # new prices have left its length as it was
+        return
     suite = bench.load()
     _to_the_end(bench, name, lambda: run_of(bench, suite, method_of(name)), report)
 

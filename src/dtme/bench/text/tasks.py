@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from dtme.bench.text.measures import ACCURACY, F1, PEARSON, SPEARMAN, Measure
 
+WITHHELD = "is this the test split, whose targets are -1 by convention? Give a split that has its targets."
+"""The remedy where a target of -1 is none of the task's."""
+
 
 @dataclass(frozen=True)
 class TextTask:
@@ -26,6 +29,7 @@ class TextTask:
         dev: Names of the files to measure on; the score is the mean over them.
         header: Names of the columns, where the file's first line is a sentence and not a head.
         rows: Official number of rows by file, to tell a partial copy; nothing is checked where it is empty.
+        other_rows: Further numbers of rows that official copies of a file have.
         bounds: Least and greatest value of a number.
         malformed: Lines of the wrong number of columns that are left out, and counted, before they are an error.
         averaged: Whether the task counts in the average over tasks.
@@ -46,7 +50,8 @@ class TextTask:
     train: str = "train"
     dev: tuple[str, ...] = ("dev",)
     header: tuple[str, ...] | None = None
-    rows: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
+    other_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     bounds: tuple[float, float] = (-math.inf, math.inf)
     malformed: int = 0
     averaged: bool = True
@@ -81,7 +86,8 @@ class TextTask:
         if self.labels is not None:
             if text not in self.labels:
                 raise ValueError(
-                    f"label {text!r} is none of {self.labels}: mend the line, or name it in the labels of {self.name!r}."
+                    f"label {text!r} is none of {self.labels}: "
+                    + (WITHHELD if _is_withheld(text) else f"mend the line, or name it in the labels of {self.name!r}.")
                 )
             return float(self.labels.index(text))
         low, high = self.bounds
@@ -93,9 +99,17 @@ class TextTask:
             ) from None
         if not math.isfinite(value) or not low <= value <= high:
             raise ValueError(
-                f"target {text!r} is not between {low:g} and {high:g}: mend the line, or the bounds of {self.name!r}."
+                f"target {text!r} is not between {low:g} and {high:g}: "
+                + (WITHHELD if _is_withheld(text) else f"mend the line, or the bounds of {self.name!r}.")
             )
         return value
+
+
+def _is_withheld(text: str) -> bool:
+    try:
+        return float(text) == -1
+    except ValueError:
+        return False
 
 
 def classes(

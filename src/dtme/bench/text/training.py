@@ -17,6 +17,7 @@ from dtme._shapes import Float
 from dtme.apply import added_parameters, apply, is_applied
 from dtme.bench.hashing import hash_of
 from dtme.bench.text.batches import Drawing, batches
+from dtme.bench.text.divergence import check_finite
 from dtme.bench.text.recipe import TextRecipe
 from dtme.bench.text.suite import Batch, TextSuite
 from dtme.plan import Plan
@@ -43,6 +44,9 @@ def task_losses(model: nn.Module, suite: TextSuite, batch: Batch, precision: str
     """Each task's mean loss over its rows of a batch: cross-entropy of classes, squared error of numbers on unit scale.
 
     A task without rows is left out. This is what `dtme.analyze` is given.
+
+    Raises:
+        ValueError: The model has no head for a task that has rows.
     """
     half = precision == "bfloat16"
     with (
@@ -55,13 +59,27 @@ def task_losses(model: nn.Module, suite: TextSuite, batch: Batch, precision: str
         rows = batch.tasks == place
         if not bool(rows.any()):
             continue
-        predicted, target = outputs[task.name][rows], batch.targets[rows]
+        predicted, target = prediction_of(task.name, outputs)[rows], batch.targets[rows]
         predicted = predicted.float() if half else predicted
         if task.labels is None:
             losses[task.name] = F.mse_loss(predicted.squeeze(1), target)
         else:
             losses[task.name] = F.cross_entropy(predicted, target.long())
     return losses
+
+
+def prediction_of(task: str, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows outputs"]:
+    """What a model predicts for one task.
+
+    Raises:
+        ValueError: It has no head for it.
+    """
+    if task not in outputs:
+        raise ValueError(
+            f"the model has no head for task {task!r}, but for {tuple(outputs)}: build it for all tasks of the suite, "
+            "build(trunk, suite.tasks, seed), or load these tasks alone."
+        )
+    return outputs[task]
 
 
 def objective(losses: Mapping[str, Tensor], suite: TextSuite, batch: Batch) -> Float[Tensor, ""]:
@@ -184,7 +202,7 @@ def train(
         every: Steps between two points of the curves.
 
     Raises:
-        FloatingPointError: A loss is not finite; names task and step, and the weights are those before it.
+        DivergedError: A loss is not finite; names task and step, and the weights are those before it.
     """
     until = run.drawing.steps if until is None else until
     device = next(run.model.parameters()).device
@@ -216,11 +234,7 @@ def step(run: TextRun, batch: Batch) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[batch.tasks.device] if batch.tasks.is_cuda else []):
         torch.manual_seed(hash_of(run.drawing.seed, "dropout", run.drawing.rank, run.step))
         losses = task_losses(run.model, run.suite, batch, run.recipe.precision)
-    for task, loss in losses.items():  # before the update, so that a later look finds the weights still sound
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"the loss of task {task!r} is {loss.detach().item()} at step {run.step + 1}: lower the learning rate."
-            )
+    check_finite(losses, f"at step {run.step + 1}")  # a look before the update finds the weights still sound
     objective(losses, run.suite, batch).backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip)
     run.made.step()

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -68,8 +69,24 @@ def longest(trunk: str, tokenizer: Any, wanted: int) -> int:
     from transformers import AutoConfig
 
     with _quiet(), _explained(trunk):
-        positions = getattr(AutoConfig.from_pretrained(folder_or_id(trunk)), "max_position_embeddings", None)
-    return min(wanted, tokenizer.model_max_length, positions or wanted)
+        config = AutoConfig.from_pretrained(folder_or_id(trunk))
+        positions = getattr(config, "max_position_embeddings", None) or 0
+        if positions <= 0:  # positions without a table have no end, and some families write -1 for that
+            return min(wanted, tokenizer.model_max_length)
+        return min(wanted, tokenizer.model_max_length, positions - _positions_without_token(config))
+
+
+def _positions_without_token(config: Any) -> int:
+    """Rows of the table of positions that no token has: RoBERTa and its kin begin to count behind the row of padding."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):  # no family says so in its configuration, and without weights its modules cost little
+        model = AutoModel.from_config(config)
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.rpartition(".")[2] == "position_embeddings" and padding is not None:
+            return padding + 1
+    return 0
 
 
 @contextmanager
