@@ -46,6 +46,8 @@ FROM_TUNED = (
     "own last block",
     "MT as long as Adapt r8 last block",
     "MT, even gradients",
+    "Adapt r8 last block, even gradients",
+    "MT as long as Adapt r8 last block, even gradients",
 )
 """Rows from a plateau that was reached with tuned weights."""
 

@@ -26,7 +26,7 @@ from dtme.bench.options import Options
 from dtme.bench.pages import table_of
 from dtme.bench.recipe import TRANSFER
 from dtme.bench.results import collect, seconds_before, write_report
-from dtme.bench.rows import jobs_of
+from dtme.bench.schedule import jobs_of
 from dtme.bench.scores import block_scores, correlations
 from dtme.bench.table import markdown, table
 from dtme.bench.tuning import scores, settings_of, write

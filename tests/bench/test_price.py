@@ -10,8 +10,8 @@ from tiny_dense import TINY
 from dtme.bench.branch_point import BranchPoint
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import TUNED_WEIGHTS, Bench, figures, keep, path_of
-from dtme.bench.price import counting, paid
-from dtme.bench.rows import jobs_of, steps_of
+from dtme.bench.price import counting, paid, steps_of
+from dtme.bench.schedule import jobs_of
 
 RECIPE = replace(TINY, steps=100, expand_at=0, analysis_batches=8)
 STEPS = {"MT": 1.0, "TM+TE": 3.0, "Recon": 2.0, counting("Recon"): 4.0, "TM+TE, 1/3": 2.5, "TM+TE in two rounds": 3.0}

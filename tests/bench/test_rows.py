@@ -23,7 +23,8 @@ from dtme.bench.experiment import LOSS_WEIGHTS, TUNED_WEIGHTS, Bench, figures, i
 from dtme.bench.model import build
 from dtme.bench.recipe import Recipe
 from dtme.bench.results import collect, write_report
-from dtme.bench.rows import jobs_of, plan_of_method, run_of, trained
+from dtme.bench.rows import plan_of_method, run_of, trained
+from dtme.bench.schedule import jobs_of
 from dtme.bench.table import cells, markdown, table
 from dtme.bench.training import Run, optimiser
 

@@ -20,7 +20,9 @@ from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.methods import METHODS as METHODS_OF_TABLE
-from dtme.bench.rows import finish, jobs_of, run_of, steps_of, trained
+from dtme.bench.price import steps_of
+from dtme.bench.rows import finish, run_of, trained
+from dtme.bench.schedule import jobs_of
 from dtme.bench.table import cells, markdown
 from dtme.bench.training import train
 from dtme.bench.unfinished import read_again

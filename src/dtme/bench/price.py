@@ -41,3 +41,12 @@ def analysis_paid(bench: Bench, method: Method, currency: Currency) -> float:
     if currency == "time":
         return price_of_analysis(bench, method.branch)[1]
     return method.branch.batches(bench.recipe) * figures(bench, "cost")["analysis_of_a_batch"]
+
+
+def steps_of(bench: Bench, method: Method) -> int:
+    """How long a method trains: as long as the others, so many times longer, or as long as another method's price allows."""
+    recipe = bench.recipe
+    if method.lasts is None:
+        return round(recipe.steps * method.longer)
+    other, currency = method.lasts
+    return round(paid(bench, method_of(other), recipe.steps, currency))

@@ -7,8 +7,8 @@ are measured, with its weights, its optimiser's state and its place in the sched
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,117 +17,23 @@ from torch import nn
 
 from dtme._files import written_whole
 from dtme.apply import apply
-from dtme.bench.beginnings import begin_all, start_of, train_on
-from dtme.bench.branch_point import BranchPoint, analyse, begin, conflict_of, plain_run, reach
+from dtme.bench.beginnings import start_of, train_on
+from dtme.bench.branch_point import BranchPoint, conflict_of, plain_run, reach
 from dtme.bench.catalogue import method_of
 from dtme.bench.cosines import CosineLog
-from dtme.bench.cost import costs, flops, training_step
-from dtme.bench.experiment import Bench, figures, is_done, keep, path_of
-from dtme.bench.jobs import Job, Report
+from dtme.bench.experiment import Bench, keep, path_of
+from dtme.bench.jobs import Report
 from dtme.bench.methods import Method
 from dtme.bench.model import MultiTaskViT, build, hash_of
 from dtme.bench.placements import grown
-from dtme.bench.price import counting, paid
+from dtme.bench.price import steps_of
 from dtme.bench.recipe import Recipe
-from dtme.bench.rivals import counting_run
 from dtme.bench.suite import Suite
 from dtme.bench.training import Run, add_inserts, add_own, evaluate, freeze_trunk, optimiser, settle_statistics
 from dtme.plan import Plan
 
 
-def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
-    """The jobs of one seed, the longest first among those that can start together; finished ones are left out.
-
-    Args:
-        bench: The seed.
-        methods: Names of the rows.
-        label: Put before the names of jobs, where several seeds run together.
-
-    Raises:
-        ValueError: A method is unknown, or is not for this suite.
-    """
-    wanted = [method_of(name) for name in methods]
-    for method in wanted:
-        if isinstance(method.weights, Mapping) and bench.suite not in method.weights:
-            raise ValueError(
-                f"methods: {method.name!r} has weights for the losses of {', '.join(method.weights)} only, not of "
-                f"{bench.suite!r}."
-            )
-    data = _data_jobs(bench)
-    ready = tuple(job.name for job in data)
-    inserting = [method for method in wanted if method.plan is not None]
-    priced = [method for method in wanted if method.lasts is not None]
-    shaped = [method for method in wanted if method.shape is not None]
-    points = list(dict.fromkeys(method.branch for method in wanted if method.branch != BranchPoint()))
-    jobs = [
-        Job("start", begin_all, (bench,), after=ready),
-        Job("MT, first steps", begin, (bench,), after=("start",)),
-        *(Job(point.name, go_on_to, (bench, point), after=(method_of(point.of).branch.name,)) for point in points),
-        *(Job(_start_of_its_own(method), begin_wide, (bench, method.name), after=ready) for method in shaped),
-        Job(
-            "cost",
-            price,
-            (bench, tuple(methods)),
-            after=("MT, first steps", *(point.name for point in points), *map(_start_of_its_own, shaped)),
-            alone=True,
-        ),
-        *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
-        *(
-            Job(method.name, finish, (bench, method.name), after=(method.branch.name,))
-            for method in reversed(inserting)
-        ),
-        *(
-            Job(
-                method.name,
-                finish,
-                (bench, method.name),
-                after=("MT, first steps" if method.shape is None else _start_of_its_own(method),),
-            )
-            for method in wanted
-            if method not in (*priced, *inserting) and method.name != "ST"
-        ),
-        *(
-            Job(f"ST {task}", single_task, (bench, task), after=("start",))
-            for task in bench.loss_weights
-            if any(method.name == "ST" for method in wanted)
-        ),
-    ]
-    done = {job.name for job in jobs if is_done(bench, job.name)}
-    done -= {method.name for method in wanted if method.name in done and _is_stale(bench, method)}
-    if "cost" in done and not _is_priced(bench, methods):
-        done.discard("cost")
-    missing = [job for job in jobs if job.name not in done]
-    named = {job.name: label + job.name for job in jobs} | {name: name for name in ready}  # seeds share the data
-    labelled = [
-        replace(job, name=named[job.name], after=tuple(named[name] for name in job.after if name not in done))
-        for job in missing
-    ]
-    return [*data, *labelled] if labelled else []
-
-
-def _is_stale(bench: Bench, method: Method) -> bool:
-    """Whether a finished row was trained with other weights than its method has now."""
-    if not isinstance(method.weights, Mapping):
-        return False
-    weights = dict(method.weights[bench.suite])
-    return figures(bench, method.name).get("weights", weights) != weights
-
-
-def _is_priced(bench: Bench, methods: Sequence[str]) -> bool:
-    """Whether all that the prices of these methods are made of is known."""
-    known = figures(bench, "cost")
-    return set(methods) <= known["costs"].keys() and "analysis_of_a_batch" in known
-
-
-def _data_jobs(bench: Bench) -> list[Job]:
-    """Scenes are rendered by as many processes as there are splits; an archive is read by one."""
-    if bench.suite == "nuclei":
-        return [Job("nuclei", read, (bench,))]
-    splits = zip(("pretrain", "train", "test"), bench.recipe.images, strict=True)
-    return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits]
-
-
-def _start_of_its_own(method: Method) -> str:
+def start_of_its_own(method: Method) -> str:
     """The job that trains what a method of another shape begins with."""
     return f"start of {method.name}"
 
@@ -135,65 +41,12 @@ def _start_of_its_own(method: Method) -> str:
 def begin_wide(bench: Bench, name: str, report: Report) -> None:
     """What a method of another shape begins with."""
     start_of(_wide(bench, method_of(name)), report)
-    keep(bench, _start_of_its_own(method_of(name)), {})
+    keep(bench, start_of_its_own(method_of(name)), {})
 
 
 def _wide(bench: Bench, method: Method) -> Bench:
     assert method.shape is not None
     return replace(bench, recipe=method.shape(recipe_of(bench, method)))
-
-
-def read(bench: Bench, report: Report) -> None:
-    """Make the suite's data, once."""
-    bench.load(report)
-
-
-def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int, report: Report) -> None:
-    """Render one split of the scenes, once."""
-    from dtme.bench import scenes
-
-    scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
-
-
-def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
-    """What a step and a pass of each method cost, taken in turns, and how many parameters it adds."""
-    suite, recipe = bench.load(), bench.recipe
-    wanted = {method.name: method for method in map(method_of, methods)}
-    for method in list(wanted.values()):
-        for other in (method.branch.of, *(() if method.lasts is None else method.lasts[:1])):
-            wanted.setdefault(other, method_of(other))
-    runs: dict[str, list[Run]] = {}
-    for name, method in wanted.items():
-        if name == "ST":
-            models = [build((task,), recipe, bench.seed) for task in suite.tasks]
-            runs[name] = [
-                Run(model, (task,), optimiser(model, recipe)) for model, task in zip(models, suite.tasks, strict=True)
-            ]
-        elif method.lasts is None and method.longer == 1:  # else its steps are those of MT
-            runs[name] = [run_of(bench, suite, method)]
-            if method.counted:
-                runs[counting(name)] = [counting_run(plain_run(bench, suite).model, bench, suite)[0]]
-    plain = _parameters(runs["MT"])
-    found = costs(runs, suite.train, recipe, advance=report)
-    priced = {name: asdict(found.get(name, found["MT"])) for name in (*wanted, *found)}
-    plain_step = flops(lambda: training_step(runs["MT"][0], suite.train.batch(slice(0, recipe.batch))))
-    one = BranchPoint(reading=1 / recipe.analysis_batches)
-    analysis = flops(lambda: analyse(runs["MT"][0].model, bench, suite, one)) / plain_step
-    added = {name: _parameters(runs[name]) - plain if name in runs and name != "ST" else 0 for name in wanted}
-    keep(bench, "cost", {"costs": priced, "added": added, "analysis_of_a_batch": analysis})
-
-
-def _parameters(runs: Sequence[Run]) -> int:
-    return sum(p.numel() for run in runs for p in run.model.parameters())
-
-
-def steps_of(bench: Bench, method: Method) -> int:
-    """How long a method trains: as long as the others, so many times longer, or as long as another method's price allows."""
-    recipe = bench.recipe
-    if method.lasts is None:
-        return round(recipe.steps * method.longer)
-    other, currency = method.lasts
-    return round(paid(bench, method_of(other), recipe.steps, currency))
 
 
 def go_on_to(bench: Bench, point: BranchPoint, report: Report) -> None:

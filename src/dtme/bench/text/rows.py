@@ -48,7 +48,7 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
     jobs = [
         Job("start", begin_all, (bench,), after=("sentences",)),
         Job(FIRST, first_steps, (bench,), after=("start",)),
-        Job("cost", price, (bench, tuple(methods)), after=(FIRST,)),
+        Job("cost", price, (bench, tuple(methods)), after=(FIRST,), alone=True),
         *(
             Job(method.name, finish, (bench, method.name), after=("cost", FIRST) if method in dearest else (FIRST,))
             for method in wanted
@@ -67,11 +67,10 @@ def jobs_of(bench: TextBench, methods: Sequence[str], label: str = "") -> list[J
     done -= {method.name for method in dearest if not priced or not lasts_as_it_should(bench, method)}
     missing = [job for job in jobs if job.name not in done]
     labelled = [
-        Job(
-            label + job.name,
-            job.work,
-            job.arguments,
-            tuple("sentences" if name == "sentences" else label + name for name in job.after if name not in done),
+        replace(
+            job,
+            name=label + job.name,
+            after=tuple("sentences" if name == "sentences" else label + name for name in job.after if name not in done),
         )
         for job in missing
     ]
@@ -98,6 +97,7 @@ def start(bench: TextBench, suite: TextSuite, *, steps: int | None = None) -> Te
 def first_steps(bench: TextBench, report: Report) -> None:
     """Plain multi-task training up to the step of insertion, and the analysis there."""
     suite, recipe = bench.load(), bench.recipe
+    path_of(bench, FIRST, "json").unlink(missing_ok=True)  # what it says is no longer there once this has begun
     run = start(bench, suite)
     train(run, recipe.expand_at, advance=lambda step, _: report(step, recipe.expand_at))
     with written_whole(bench.out / "start.pt") as temporary:
@@ -157,12 +157,14 @@ def wall_clocks(bench: TextBench) -> dict[str, float]:
 
 
 def price(bench: TextBench, methods: Sequence[str], report: Report) -> None:
-    """What a step and a pass of each method cost against MT's, and how many parameters it adds."""
+    """What a step and a pass of each method cost against MT's, and how many parameters it adds; what is priced stays so."""
     suite = bench.load()
+    known = figures(bench, "cost") if is_done(bench, "cost") else {"step": {}, "inference": {}, "added": {}}
+    methods = [name for name in methods if name not in known["step"]]
     priced = [method_of(name) for name in methods if name not in ("ST", "MT") and not method_of(name).as_dearest]
     found = prices(lambda: run_of(bench, suite, method_of("MT")), _makers(bench, suite, priced), advance=report)
     same = [name for name in methods if name == "MT" or method_of(name).as_dearest]
-    step, passes, added = ({**getattr(found, of)} for of in ("step", "inference", "added"))
+    step, passes, added = ({**known[of], **getattr(found, of)} for of in ("step", "inference", "added"))
     for name in same:
         step[name], passes[name], added[name] = 1.0, 1.0, 0
     if "ST" in methods:

@@ -1,0 +1,114 @@
+"""The jobs of a seed, in an order in which none waits for long: which rows are missing, and what each of them waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from dtme.bench.beginnings import begin_all
+from dtme.bench.branch_point import BranchPoint, begin
+from dtme.bench.catalogue import method_of
+from dtme.bench.experiment import Bench, figures, is_done
+from dtme.bench.jobs import Job, Report
+from dtme.bench.methods import Method
+from dtme.bench.pricing import is_priced, price
+from dtme.bench.rows import begin_wide, finish, go_on_to, single_task, start_of_its_own
+
+
+def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
+    """The jobs of one seed, the longest first among those that can start together; finished ones are left out.
+
+    Args:
+        bench: The seed.
+        methods: Names of the rows.
+        label: Put before the names of jobs, where several seeds run together.
+
+    Raises:
+        ValueError: A method is unknown, or is not for this suite.
+    """
+    wanted = [method_of(name) for name in methods]
+    for method in wanted:
+        if isinstance(method.weights, Mapping) and bench.suite not in method.weights:
+            raise ValueError(
+                f"methods: {method.name!r} has weights for the losses of {', '.join(method.weights)} only, not of "
+                f"{bench.suite!r}."
+            )
+    data = _data_jobs(bench)
+    ready = tuple(job.name for job in data)
+    inserting = [method for method in wanted if method.plan is not None]
+    priced = [method for method in wanted if method.lasts is not None]
+    shaped = [method for method in wanted if method.shape is not None]
+    points = list(dict.fromkeys(method.branch for method in wanted if method.branch != BranchPoint()))
+    jobs = [
+        Job("start", begin_all, (bench,), after=ready),
+        Job("MT, first steps", begin, (bench,), after=("start",)),
+        *(Job(point.name, go_on_to, (bench, point), after=(method_of(point.of).branch.name,)) for point in points),
+        *(Job(start_of_its_own(method), begin_wide, (bench, method.name), after=ready) for method in shaped),
+        Job(
+            "cost",
+            price,
+            (bench, tuple(methods)),
+            after=("MT, first steps", *(point.name for point in points), *map(start_of_its_own, shaped)),
+            alone=True,
+        ),
+        *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
+        *(
+            Job(method.name, finish, (bench, method.name), after=(method.branch.name,))
+            for method in reversed(inserting)
+        ),
+        *(
+            Job(
+                method.name,
+                finish,
+                (bench, method.name),
+                after=("MT, first steps" if method.shape is None else start_of_its_own(method),),
+            )
+            for method in wanted
+            if method not in (*priced, *inserting) and method.name != "ST"
+        ),
+        *(
+            Job(f"ST {task}", single_task, (bench, task), after=("start",))
+            for task in bench.loss_weights
+            if any(method.name == "ST" for method in wanted)
+        ),
+    ]
+    done = {job.name for job in jobs if is_done(bench, job.name)}
+    done -= {method.name for method in wanted if method.name in done and _is_stale(bench, method)}
+    if "cost" in done and not is_priced(bench, methods):
+        done.discard("cost")
+    missing = [job for job in jobs if job.name not in done]
+    named = {job.name: label + job.name for job in jobs} | {name: name for name in ready}  # seeds share the data
+    labelled = [
+        replace(job, name=named[job.name], after=tuple(named[name] for name in job.after if name not in done))
+        for job in missing
+    ]
+    return [*data, *labelled] if labelled else []
+
+
+def _is_stale(bench: Bench, method: Method) -> bool:
+    """Whether a finished row was trained with other weights than its method has now."""
+    if not isinstance(method.weights, Mapping):
+        return False
+    weights = dict(method.weights[bench.suite])
+    return figures(bench, method.name).get("weights", weights) != weights
+
+
+def _data_jobs(bench: Bench) -> list[Job]:
+    """Scenes are rendered by as many processes as there are splits; an archive is read by one."""
+    if bench.suite == "nuclei":
+        return [Job("nuclei", read, (bench,))]
+    splits = zip(("pretrain", "train", "test"), bench.recipe.images, strict=True)
+    return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits]
+
+
+def read(bench: Bench, report: Report) -> None:
+    """Make the suite's data, once."""
+    bench.load(report)
+
+
+def render(bench: Bench, split: Literal["pretrain", "train", "test"], count: int, report: Report) -> None:
+    """Render one split of the scenes, once."""
+    from dtme.bench import scenes
+
+    scenes.render_split(split, count, size=bench.recipe.size, progress=lambda done: report(done, count))
