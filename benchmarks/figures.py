@@ -18,6 +18,8 @@ SHOWN = (
     "TM+TE",
     "Adapt r8 last block",
     "own last block",
+    "Adapt r8 last block, even gradients",
+    "MT as long as Adapt r8 last block, even gradients",
     *(
         f"{name}, tuned weights"
         for name in (
@@ -32,12 +34,15 @@ SHOWN = (
         )
     ),
 )
-"""Of all rows, those that the findings argue with first."""
+"""Of all rows at the weights in common use, those that the findings argue with first."""
 
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "dtme"  # the same results give the same file
-    for path in sorted((ROOT / "results").glob("*-plateau.jsonl")):
+    for path in sorted((ROOT / "results").glob("*-plateau*.jsonl")):
         drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"
-        runs = [{**run, "rows": [row for row in run["rows"] if row["method"] in SHOWN]} for run in read_lines(path)]
+        whole = path.stem.endswith("-tuned")
+        runs = [
+            {**run, "rows": [row for row in run["rows"] if whole or row["method"] in SHOWN]} for run in read_lines(path)
+        ]
         gains_by_cost(runs).savefig(drawn, metadata={"Date": None})
         print(drawn.relative_to(ROOT))

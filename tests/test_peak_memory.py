@@ -78,7 +78,7 @@ def activations(model: nn.Module, images: Tensor) -> int:
     return peak_bytes(partial(step, model, images)) - sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.25}
+ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.15}
 """A modulator keeps the tokens it is given for its own gradient, an update its inner product; task tokens are tokens more."""
 
 

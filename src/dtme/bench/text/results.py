@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
+from dtme.bench.hardware import hardware
 from dtme.bench.text.evaluation import average, averaged, how_averaged, score
 from dtme.bench.text.experiment import TextBench, figures
 from dtme.bench.text.methods import method_of
@@ -61,7 +59,7 @@ def collect(
         "command": command,
         "versions": {name: version(name) for name in ("dtme", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {'CUDA' if torch.cuda.is_available() else 'no GPU'}",
+        "hardware": hardware(),
         "settings": bench.settings(),
         "seed": bench.seed,
         "average": how_averaged(suite.tasks),
