@@ -191,3 +191,45 @@ def test_compiled_exported_and_copied_it_gives_the_same():
     for other in (compiled, exported, copy.deepcopy(model)):
         for task, output in other(*inputs).items():
             torch.testing.assert_close(output, expected[task], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_its_gradients():
+    base = make("timm")
+    layer = f"{blocks_of(base)[1]}.mlp.fc1"
+    plan = dtme.Plan(TASKS, adapt={blocks_of(base)[1]: TASKS}, rank=2)
+    (batch,) = make_batches(base, (3,))
+    patched = dtme.apply(copy.deepcopy(base), plan)
+    fill(patched)
+    linear = patched.get_submodule(layer)
+    linear.forward = lambda inputs: 2 * nn.Linear.forward(linear, inputs)
+    patched(*batch["inputs"])["semseg"].square().sum().backward()
+    twice = dtme.apply(copy.deepcopy(base), plan)
+    fill(twice)
+    with torch.no_grad():
+        for parameter in twice.get_submodule(layer).parameters(recurse=False):
+            parameter.mul_(2)
+    twice(*batch["inputs"])["semseg"].square().sum().backward()
+    first = next(name for name, _ in base.named_parameters())
+    torch.testing.assert_close(patched.get_parameter(first).grad, twice.get_parameter(first).grad, **CLOSE)
+    torch.testing.assert_close(linear.weight.grad, 2 * twice.get_submodule(layer).weight.grad, **CLOSE)
+
+
+def test_outputs_that_a_hook_for_all_modules_keeps_are_not_written_over():
+    base = make("timm")
+    model = dtme.apply(copy.deepcopy(base), dtme.Plan(TASKS, adapt={blocks_of(base)[1]: TASKS}, rank=2))
+    fill(model)
+    (batch,) = make_batches(base, (3,))
+    kept: list[tuple[Tensor, Tensor]] = []
+    watch = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, outputs: (
+            kept.append((outputs, outputs.clone())) if isinstance(module, nn.Linear) else None
+        )
+    )
+    try:
+        model(*batch["inputs"])
+        with torch.no_grad():
+            model(*batch["inputs"])
+    finally:
+        watch.remove()
+    assert kept
+    assert all(torch.equal(outputs, then) for outputs, then in kept)

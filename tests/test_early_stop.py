@@ -32,6 +32,16 @@ def test_tasks_on_inputs_of_their_own_are_read_to_the_end(in_turn: bool):
     assert report.undecided == report.blocks
 
 
+def test_a_task_apart_from_others_keeps_the_analysis_reading():
+    model = tiny_vit(TASKS)
+    together, alone = TASKS[:2], TASKS[2:]
+    batches = make_batches(model, (8,) * 80, present=[alone, together, together, together] * 20)
+    assert dtme.analyze(model, task_losses, batches, confidence=0.5).samples == 640
+    late = make_batches(model, (8,) * 2, present=[together, alone])
+    with pytest.raises(ValueError, match="'semseg' has a branch .* confidence=0.5 may have ended the reading"):
+        dtme.analyze(model, task_losses, late, confidence=0.5)
+
+
 def test_the_first_round_ends_early_where_every_batch_holds_all_tasks():
     model = tiny_vit(TASKS)
     batches, read = make_batches(model, (4,) * 9), []
@@ -47,6 +57,6 @@ def test_the_first_round_ends_early_where_every_batch_holds_all_tasks():
 
 def test_a_cap_that_ends_within_the_first_task_is_named():
     with pytest.raises(
-        ValueError, match=r"\['depth'\]: conflicts need .* max_samples=8 ended the reading: give batches"
+        ValueError, match=r"\['depth'\]: conflicts need .* max_samples=8 may have ended the reading: give batches"
     ):
         dtme.analyze(tiny_vit(TASKS), task_losses, own_batches(in_turn=False), max_samples=8)

@@ -1,10 +1,12 @@
 """The update of a linear layer and its own backward pass, against the formula that autograd differentiates by itself."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from dtme.low_rank import low_rank_update
 
@@ -163,3 +165,32 @@ def test_a_layer_of_another_type_than_its_inputs_keeps_its_own_way():
     found.float().sum().backward()
     assert linear.weight.grad is not None
     assert linear.weight.grad.dtype == torch.float32
+
+
+def test_what_follows_may_work_in_place():
+    def run(linear: nn.Linear, inputs: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        return nn.functional.relu_(ours(linear, inputs, down, up))
+
+    arguments = given()
+    _, found = gradients(run, *arguments)
+    _, wanted = gradients(lambda *own: nn.functional.relu(literal(*own)), *arguments)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_way_back_may_run_under_autocast():
+    linear, inputs, down, up = given(dtype=torch.float32)
+    outputs = ours(linear, inputs, down, up).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(outputs, (inputs, down, up, linear.weight))
+    wanted = torch.autograd.grad(literal(linear, inputs, down, up).square().sum(), (inputs, down, up, linear.weight))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_checkpointing_may_keep_the_products():
+    keep = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+
+    def run(linear: nn.Linear, *tensors: Tensor) -> Tensor:
+        contexts = partial(create_selective_checkpoint_contexts, keep)
+        return checkpoint(lambda *own: ours(linear, *own), *tensors, use_reentrant=False, context_fn=contexts)
+
+    assert_alike(given(), run)

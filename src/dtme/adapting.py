@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from dtme.insert import Insert, layer_key
 from dtme.lanes import rows_of
@@ -19,7 +20,8 @@ _ALL = slice(None)
 
 def adapt(insert: Insert, layer: str, linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """The forward hook of a linear layer in a block that is adapted."""
-    fresh = type(linear) is nn.Linear and len(linear._forward_hooks) == 1  # no other hook may have kept it
+    unwatched = len(linear._forward_hooks) == 1 and not module._global_forward_hooks  # no other hook may have kept it
+    fresh = type(linear) is nn.Linear and "forward" not in vars(linear) and unwatched
     plain = linear if fresh and isinstance(linear, nn.Linear) else None
     return _adapted(insert, layer, args[0], output, _ALL, insert.passage.batch_dim, fresh=fresh, linear=plain)
 

@@ -110,10 +110,10 @@ def analyze(
     with one_model(model, processes), _undisturbed(model):
         count = FlopCount(trunk, found)
         moments = _moments(reading, found, (confidence, max_samples), count)
-        tasks = _checked_tasks(trunk, moments.tasks, max_samples)
+        tasks = _checked_tasks(trunk, moments.tasks, (confidence, max_samples))
         spaces = token_spaces(moments, variance_ratio, processes)
         ordered = {name: found[name] for name in spaces}
-        measured = Measurement(tasks, tuple(ordered), spaces, confidence)
+        measured = Measurement(tasks, tuple(ordered), spaces, confidence, may_stop=moments.all_meet())
         _measure(reading, ordered, measured, max_samples)
         measured.total(processes)
         return replace(measured.report(moments.widths, variance_ratio), flops=_first_counted(count, processes))
@@ -261,12 +261,13 @@ def _first_counted(count: FlopCount, processes: Processes) -> ModelFlops | str:
     return next((flops for flops in told if isinstance(flops, ModelFlops)), told[0])
 
 
-def _checked_tasks(trunk: nn.Module, tasks: Sequence[str], max_samples: int | None) -> tuple[str, ...]:
-    cut = (
-        ""
-        if max_samples is None
-        else f" max_samples={max_samples} ended the reading: give batches of all tasks in turn."
-    )
+def _checked_tasks(trunk: nn.Module, tasks: Sequence[str], limits: tuple[float | None, int | None]) -> tuple[str, ...]:
+    named = [
+        f"{name}={limit}"
+        for name, limit in zip(("confidence", "max_samples"), limits, strict=True)
+        if limit is not None
+    ]
+    cut = f" {' or '.join(named)} may have ended the reading: give batches of all tasks in turn." if named else ""
     if len(tasks) < 2:
         raise ValueError(f"task_losses gave losses for {list(tasks)}: conflicts need at least two tasks.{cut}")
     idle = branches_beyond(trunk, tasks)

@@ -93,26 +93,34 @@ class _AdaptedLinear(torch.autograd.Function):
         inner = torch.bmm(_lanes(inputs, down), down.mT)
         own = _lanes(outputs, down)
         torch.baddbmm(own, inner, up, out=own)
+        ctx.mark_dirty(outputs)
         ctx.save_for_backward(inputs, weight, down, up, inner)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight, down, up, inner = ctx.saved_tensors
-        of_inputs, of_weight, of_bias, of_down, of_up, _ = ctx.needs_input_grad
-        gradient = gradients[0].reshape(-1, len(weight))
-        apart = _lanes(gradient, down)
-        if torch.is_grad_enabled():  # to be differentiated again, with all it depends on
-            inner = torch.bmm(_lanes(inputs, down), down.mT)
-        of_inner = torch.bmm(apart, up.mT) if of_inputs or of_down else inner
-        return (
-            _of_inputs(gradient, weight, of_inner, down).view_as(inputs) if of_inputs else None,
-            gradient.mT @ inputs.reshape(-1, inputs.shape[-1]) if of_weight else None,
-            gradient.sum(0) if of_bias else None,
-            torch.bmm(of_inner.mT, _lanes(inputs, down)) if of_down else None,
-            torch.bmm(inner.mT, apart) if of_up else None,
-            None,
-        )
+        with torch.autocast(
+            gradients[0].device.type, enabled=False
+        ):  # whatever it is on the way back, types are settled
+            return _gradients(ctx.saved_tensors, ctx.needs_input_grad, gradients[0])
+
+
+def _gradients(saved: tuple[Tensor, ...], wanted: tuple[bool, ...], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, weight, down, up, inner = saved
+    of_inputs, of_weight, of_bias, of_down, of_up, _ = wanted
+    gradient = gradient.reshape(-1, len(weight))
+    apart = _lanes(gradient, down)
+    if torch.is_grad_enabled():  # to be differentiated again, with all it depends on
+        inner = torch.bmm(_lanes(inputs, down), down.mT)
+    of_inner = torch.bmm(apart, up.mT) if of_inputs or of_down else inner
+    return (
+        _of_inputs(gradient, weight, of_inner, down).view_as(inputs) if of_inputs else None,
+        gradient.mT @ inputs.reshape(-1, inputs.shape[-1]) if of_weight else None,
+        gradient.sum(0) if of_bias else None,
+        torch.bmm(of_inner.mT, _lanes(inputs, down)) if of_down else None,
+        torch.bmm(inner.mT, apart) if of_up else None,
+        None,
+    )
 
 
 def _of_inputs(gradient: Tensor, weight: Tensor, of_inner: Tensor, down: Tensor) -> Tensor:
@@ -141,7 +149,7 @@ def _is_plain(linear: nn.Linear | None, inputs: Tensor, outputs: Tensor) -> Type
 
 
 def _transformed() -> bool:
-    """Whether the pass is compiled, transformed as `torch.func` does it, or differentiated forwards: none can write in place."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Whether a pass is compiled, traced, transformed, seen by a mode or differentiated forwards: nothing is in place then."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
         return True
-    return forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -54,8 +54,10 @@ class Measurement:
         blocks: tuple[str, ...],
         spaces: Mapping[str, TokenSpace],
         confidence: float | None,
+        may_stop: bool = True,
     ) -> None:
         self.tasks, self.blocks, self.spaces, self.confidence = tasks, blocks, spaces, confidence
+        self.may_stop = may_stop
         self.samples = 0
         self.rates = {name: RateSums(len(tasks)) for name in blocks}
         self.chance = {name: RateSums(len(tasks)) for name in blocks}
@@ -140,7 +142,7 @@ class Measurement:
 
     def settled(self) -> bool:
         """Whether the blocks of the default plan are settled at the wanted confidence."""
-        return self.confidence is not None and not self._undecided()
+        return self.may_stop and self.confidence is not None and not self._undecided()
 
     def _undecided(self) -> tuple[str, ...]:
         assert self.confidence is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Moments:
     tasks: list[str] = field(default_factory=list)
     apart: bool = False
     """Whether a batch held some of the tasks only."""
+    met: set[frozenset[str]] = field(default_factory=set)
+    """Pairs of tasks that were on one batch."""
     widths: dict[str, int] = field(default_factory=dict)
     samples: dict[Group, int] = field(default_factory=dict)
     blocks: dict[Group, set[str]] = field(default_factory=dict)
@@ -48,12 +51,17 @@ class Moments:
     def count(self, seen: Seen) -> None:
         """Take note of a batch of any process."""
         self.apart |= bool(self.tasks) and set(seen.tasks) != set(self.tasks)
+        self.met.update(map(frozenset, combinations(seen.tasks, 2)))
         self.tasks += [task for task in seen.tasks if task not in self.tasks]
         for name, width in seen.widths.items():
             self.widths.setdefault(name, width)
         for group in seen.groups:
             self.samples[group] = self.samples.get(group, 0) + seen.samples
             self.blocks.setdefault(group, set()).update(seen.widths)
+
+    def all_meet(self) -> bool:
+        """Whether each two tasks were on one batch."""
+        return all(frozenset(pair) in self.met for pair in combinations(self.tasks, 2))
 
     def add(self, moments: dict[Group, dict[str, Tensor]]) -> None:
         """Add the moments of a batch of this process."""

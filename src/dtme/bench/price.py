@@ -25,7 +25,7 @@ def paid(bench: Bench, method: Method, steps: int, currency: Currency) -> float:
     Steps before a plan is applied cost what those of the row it branches off do, and that row's analysis is paid as well.
     """
     prices, recipe = figures(bench, "cost")["costs"], bench.recipe
-    before = 0 if method.plan is None else method.branch.step(recipe)
+    before = 0 if method.name == "ST" or method.shape is not None else method.branch.step(recipe)
     first = float(before) if method.branch.of == "MT" else paid(bench, method_of(method.branch.of), before, currency)
     looking = 0.0
     if method.counted:
@@ -49,4 +49,4 @@ def steps_of(bench: Bench, method: Method) -> int:
     if method.lasts is None:
         return round(recipe.steps * method.longer)
     other, currency = method.lasts
-    return round(paid(bench, method_of(other), recipe.steps, currency))
+    return round(paid(bench, method_of(other), recipe.steps, currency) - analysis_paid(bench, method, currency))

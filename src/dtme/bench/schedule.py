@@ -52,7 +52,7 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
             after=("MT, first steps", *(point.name for point in points), *map(start_of_its_own, shaped)),
             alone=True,
         ),
-        *(Job(method.name, finish, (bench, method.name), after=("cost",)) for method in priced),
+        *(Job(method.name, finish, (bench, method.name), after=("cost", "MT, first steps")) for method in priced),
         *(
             Job(method.name, finish, (bench, method.name), after=(method.branch.name,))
             for method in reversed(inserting)
