@@ -6,7 +6,7 @@ A page says where a table goes and what it is made of; whatever stands between t
     <!-- end of table -->
 
 Without methods, the table has all rows; the results of `benchmarks/chance.py` and `dtme probe` have tables of their own.
-Two methods are held against each other, seed by seed, where neither is MT, by
+Two methods are held against each other, seed by seed, by
 
     <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
     <!-- end of table -->

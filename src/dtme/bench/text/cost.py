@@ -1,6 +1,6 @@
 """What a row costs: its training step and its pass against those of plain multi-task training, taken in turns.
 
-Machines drift, and other work runs beside, so that MT and a method take turns on the same batches; what is reported is the median
+Machines drift, so that MT and a method take turns on the same batches; what is reported is the median
 of the ratios within a turn. One method at a time is held beside MT: trunks are large.
 """
 
