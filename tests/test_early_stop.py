@@ -38,7 +38,7 @@ def test_a_task_apart_from_others_keeps_the_analysis_reading():
     batches = make_batches(model, (8,) * 80, present=[alone, together, together, together] * 20)
     assert dtme.analyze(model, task_losses, batches, confidence=0.5).samples == 640
     late = make_batches(model, (8,) * 2, present=[together, alone])
-    with pytest.raises(ValueError, match="'semseg' has a branch .* confidence=0.5 may have ended the reading"):
+    with pytest.raises(ValueError, match=r"'semseg' has a branch .* confidence=0.5 may have ended the reading"):
         dtme.analyze(model, task_losses, late, confidence=0.5)
 
 
