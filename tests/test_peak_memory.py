@@ -78,8 +78,10 @@ def activations(model: nn.Module, images: Tensor) -> int:
     return peak_bytes(partial(step, model, images)) - sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.15}
-"""A modulator keeps the tokens it is given for its own gradient, an update its inner product; task tokens are tokens more."""
+ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.25}
+"""A modulator keeps the tokens it is given for its own gradient, an update its inner product; task tokens are tokens more.
+
+Where a mode watches, as it does here, updates are not written in place, and take more than they do otherwise."""
 
 
 @pytest.mark.parametrize(("first", "kind"), [(0, "modulate"), (4, "modulate"), (4, "expand"), (6, "adapt")])
