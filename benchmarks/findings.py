@@ -1,6 +1,6 @@
 """Make every result of docs/findings.md anew, in the order in which one needs the other: `make findings DATA=...`.
 
-python benchmarks/findings.py --data dsb2018_nuclei.tar                      # all of it: about ten hours of two cores
+python benchmarks/findings.py --data dsb2018_nuclei.tar                      # all of it: more than ten hours of two cores
 python benchmarks/findings.py --data dsb2018_nuclei.tar --only bench probe   # some of it
 python benchmarks/findings.py --list                                         # the commands, without running them
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme.backward import BackwardPasses
-from dtme.blocks import find_blocks, packing_modules
+from dtme.blocks import find_blocks
 from dtme.branches import branches_beyond
 from dtme.capture import Capture, TokenMask, capture
 from dtme.flops import FlopCount, ModelFlops
@@ -23,6 +22,7 @@ from dtme.moments import Group, Moments, Seen, moments_of, seen_in, token_spaces
 from dtme.parallel import one_model, sharded_modules, unwrapped
 from dtme.processes import Processes, Step, patience, processes_of, steps
 from dtme.report import ConflictReport
+from dtme.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,7 +107,7 @@ def analyze(
         found = _agreed_blocks(trunk, blocks, (variance_ratio, confidence, max_samples), processes)
     batches = processes.exchange(lambda: (None, _rereadable(batches, max_samples)))[1]
     reading = _Reading(model, task_losses, batches, token_mask, progress, processes, bool(sharded_modules(model)))
-    with one_model(model, processes), _undisturbed(model):
+    with one_model(model, processes), undisturbed(model):
         count = FlopCount(trunk, found)
         moments = _moments(reading, found, (confidence, max_samples), count)
         tasks = _checked_tasks(trunk, moments.tasks, (confidence, max_samples))
@@ -161,35 +161,12 @@ def _is_enough(moments: Moments, confidence: float | None, max_samples: int | No
     read = sum(moments.samples.values())
     if max_samples is not None and read >= max_samples:
         return True
-    return confidence is not None and read >= MOMENT_SAMPLES and len(moments.tasks) > 1 and not moments.apart
+    return confidence is not None and read >= MOMENT_SAMPLES and len(moments.tasks) > 1 and moments.all_meet()
 
 
 def _rereadable(batches: Iterable[Batch], max_samples: int | None) -> Iterable[Batch]:
     """Batches that can be read only once are kept, because two rounds need them; a batch has at least one sample."""
     return list(islice(batches, max_samples)) if iter(batches) is batches else batches
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, tokens as plain tensors and parameters that need no gradient, while the context lasts."""
-    modes = [(module, module.training) for module in model.modules()]
-    needs = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    packing = packing_modules(model).values()
-    try:
-        model.eval()
-        for module in packing:
-            module.use_nested_tensor = False
-        for parameter, _ in needs:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, need in needs:
-            parameter.requires_grad_(need)
-        for module, training in modes:
-            module.training = training
-        for module in packing:
-            module.use_nested_tensor = True
 
 
 def _agreed_blocks(

@@ -99,9 +99,8 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(
-            gradients[0].device.type, enabled=False
-        ):  # whatever it is on the way back, types are settled
+        # Types are settled, whatever autocast says on the way back.
+        with torch.autocast(gradients[0].device.type, enabled=False):
             return _gradients(ctx.saved_tensors, ctx.needs_input_grad, gradients[0])
 
 

@@ -39,8 +39,6 @@ class Moments:
     """Second moments by group of tasks and block: sums over this process's batches, samples counted over all processes."""
 
     tasks: list[str] = field(default_factory=list)
-    apart: bool = False
-    """Whether a batch held some of the tasks only."""
     met: set[frozenset[str]] = field(default_factory=set)
     """Pairs of tasks that were on one batch."""
     widths: dict[str, int] = field(default_factory=dict)
@@ -50,7 +48,6 @@ class Moments:
 
     def count(self, seen: Seen) -> None:
         """Take note of a batch of any process."""
-        self.apart |= bool(self.tasks) and set(seen.tasks) != set(self.tasks)
         self.met.update(map(frozenset, combinations(seen.tasks, 2)))
         self.tasks += [task for task in seen.tasks if task not in self.tasks]
         for name, width in seen.widths.items():

@@ -212,34 +212,25 @@ _TUNED = (
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
 )
-
-
 _EVEN = ("TM+TE", "Adapt r8 last block", "MT as long as Adapt r8 last block")
 
 
-def _even(method: Method) -> Method:
-    """A method trained with the weights that the analysis gives without a search."""
-    return replace(
-        method,
-        name=f"{method.name}, even gradients",
-        says=f"{method.says}; losses weighted so that token gradients are equally large at the start",
-        weights="even",
-    )
-
-
-def _tuned(method: Method) -> Method:
-    """A method trained with the weights that serve plain training best."""
-    return replace(
-        method,
-        name=f"{method.name}, tuned weights",
-        says=f"{method.says}; weights of the losses chosen for MT on the validation split",
-        weights=TUNED_WEIGHTS,
+def _weighted(
+    names: tuple[str, ...], suffix: str, says: str, weights: Mapping[str, Mapping[str, float]] | Literal["even"]
+) -> tuple[Method, ...]:
+    """Some of the methods, their losses weighted otherwise."""
+    return tuple(
+        replace(method, name=f"{method.name}, {suffix}", says=f"{method.says}; {says}", weights=weights)
+        for method in _WITH_WEIGHTS_IN_COMMON_USE
+        if method.name in names
     )
 
 
 METHODS = (
     *_WITH_WEIGHTS_IN_COMMON_USE,
-    *(_even(method) for method in _WITH_WEIGHTS_IN_COMMON_USE if method.name in _EVEN),
-    *(_tuned(method) for method in _WITH_WEIGHTS_IN_COMMON_USE if method.name in _TUNED),
+    *_weighted(
+        _EVEN, "even gradients", "losses weighted so that token gradients are equally large at the start", "even"
+    ),
+    *_weighted(_TUNED, "tuned weights", "weights of the losses chosen for MT on the validation split", TUNED_WEIGHTS),
 )
 """In the order of every table."""
