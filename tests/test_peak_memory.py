@@ -78,8 +78,8 @@ def activations(model: nn.Module, images: Tensor) -> int:
     return peak_bytes(partial(step, model, images)) - sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-ROOM = {"modulate": 1.08, "expand": 1.05, "adapt": 1.25}
-"""A modulator keeps the tokens it is given for its own gradient, an update its inner product; task tokens are tokens more.
+ROOM = {"modulate": 1.0, "expand": 1.05, "adapt": 1.25}
+"""Task tokens are tokens more, an update keeps its inner product.
 
 Where a mode watches, as it does here, updates are not written in place, and take more than they do otherwise."""
 
@@ -90,7 +90,8 @@ def test_streams_take_about_their_number_of_activations(model: Vit, images: Tens
     plain = activations(model, images)
     dtme.apply(model, dtme.Plan(TASKS, **{kind: dict.fromkeys(blocks[first:], TASKS)}))
     share = (len(blocks) - first) / len(blocks)
-    assert activations(model, images) <= plain * (1 - share + share * len(TASKS) * ROOM[kind])
+    tail = 0.04 if first else 0.0  # of the norm behind the blocks, which runs on every stream, too
+    assert activations(model, images) <= plain * (1 - share + share * len(TASKS) * ROOM[kind] + tail)
 
 
 def test_checkpointing_lets_streams_go_and_changes_no_gradient(model: Vit, images: Tensor):

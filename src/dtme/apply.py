@@ -17,7 +17,7 @@ from dtme.adapting import adapt, adapt_projection
 from dtme.attention import Opened, open_attention
 from dtme.blocks import find_blocks, fused_projections, packing_modules
 from dtme.branches import leaving_modules
-from dtme.crossing import enter, leave
+from dtme.crossing import enter, has_run, leave
 from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
 from dtme.insert import Insert, layer_key
@@ -97,6 +97,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
+        if name in plan.modulate:
+            handles.append(block.register_forward_hook(has_run, always_call=True))
         handles.append(block.register_forward_hook(name_block, always_call=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
         handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []

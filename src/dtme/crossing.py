@@ -20,6 +20,7 @@ from dtme.layout import Layout
 from dtme.modulating import modulated
 from dtme.outputs import map_tensors, tokens_of
 from dtme.parallel import show_streams_plainly
+from dtme.remaking import remake_while_running, stop_remaking
 from dtme.sample_axis import check_companions, check_samples, check_square
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
@@ -27,7 +28,12 @@ from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The forward pre-hook of a block with an insert: see `entered`."""
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    return entered(insert, block, args, kwargs)
+    if insert.passage.remaking is not None:  # of a pass that was interrupted
+        stop_remaking(insert)
+    call = entered(insert, block, args, kwargs)
+    if insert.scale is not None:
+        remake_while_running(insert)
+    return call
 
 
 def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -85,6 +91,12 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
         output = map_tensors(output, split)
     return output
+
+
+def has_run(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """A forward hook of a block with modulators that is called where its forward fails, too."""
+    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
+    stop_remaking(insert)
 
 
 def _is_passed_by(insert: Insert, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from dtme._shapes import Float
 from dtme.adaptation import Linear, linear_layers
@@ -41,6 +42,8 @@ class Passage:
         batch_dim: Where the samples lie.
         lane_samples: Samples of a lane.
         idle: Adapted layers that have not been called yet.
+        modulation: The modulated tokens, and the tokens, scale and shift that they are made of.
+        remaking: What keeps operations of the block from keeping modulated tokens.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
     """
 
@@ -51,6 +54,8 @@ class Passage:
     batch_dim: int = 0
     lane_samples: int = 0
     idle: set[str] = field(default_factory=set)
+    modulation: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+    remaking: saved_tensors_hooks | None = None
     held: tuple[Lanes, Call, Places] | None = None
 
 

@@ -12,10 +12,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from dtme._shapes import Float
 from dtme.adaptation import Linear
+from dtme.eager import is_transformed, is_watched
 
 
 class LowRank(nn.Module):
@@ -70,7 +70,7 @@ def low_rank_update(
     rows = inputs.movedim(dim, 0)
     down, up = down.to(inputs.dtype), up.to(inputs.dtype)  # some routers compute in a wider type than their model
     up = up.mT.contiguous()  # so that neither product of its backward pass has a handful of columns, which is slow
-    in_place = fresh and dim == 0 and outputs.is_contiguous() and not _transformed()
+    in_place = fresh and dim == 0 and outputs.is_contiguous() and not (is_transformed() or is_watched())
     if in_place and torch.is_grad_enabled() and _is_plain(linear, inputs, outputs):
         return _AdaptedLinear.apply(inputs, linear.weight, linear.bias, down, up, outputs.detach())
     inner = torch.bmm(rows.reshape(lanes, -1, rows.shape[-1]), down.mT)
@@ -127,7 +127,7 @@ def _of_inputs(gradient: Tensor, weight: Tensor, of_inner: Tensor, down: Tensor)
     own = _lanes(found, down)
     # Of several gradients at once (`is_grads_batched`) nothing can be written in place either.
     at_once = torch._C._functorch.is_legacy_batchedtensor(gradient)  # pyright: ignore[reportAttributeAccessIssue]
-    if at_once or torch.is_grad_enabled() or _transformed():
+    if at_once or torch.is_grad_enabled() or is_transformed() or is_watched():
         return own + torch.bmm(of_inner, down)
     torch.baddbmm(own, of_inner, down, out=own)
     return found
@@ -145,10 +145,3 @@ def _is_plain(linear: nn.Linear | None, inputs: Tensor, outputs: Tensor) -> Type
         and type(outputs) is Tensor
         and inputs.dtype == linear.weight.dtype == outputs.dtype
     )
-
-
-def _transformed() -> bool:
-    """Whether a pass is compiled, traced, transformed, seen by a mode or differentiated forwards: nothing is in place then."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]

@@ -28,7 +28,10 @@ def modulated(insert: Insert, given: Tensor, lanes: int, layout: Layout) -> Tens
     shape = [1] * unfolded.ndim
     shape[layout.batch], shape[_behind_lanes(layout.channel)] = lanes, insert.width
     scale, shift = rows_of(insert.scale, places, 1.0), rows_of(insert.shift, places, 0.0)
-    return modulate(unfolded, scale.view(shape), shift.view(shape)).flatten(layout.batch, layout.batch + 1)
+    sources = unfolded, scale.view(shape), shift.view(shape)
+    made = modulate(*sources)
+    insert.passage.modulation = made, sources
+    return made.flatten(layout.batch, layout.batch + 1)
 
 
 def _normalised(insert: Insert, unfolded: Tensor, places: Places, lanes: int, layout: Layout) -> Tensor:

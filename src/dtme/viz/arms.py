@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from dtme.viz.palette import FAINT, INK, METHODS, MUTED
 from dtme.viz.sheet import canvas, house_style, panel, sheet, text_width
 
-_ROW, _WIDTH, _TOP, _FOOT = 0.27, 3.6, 0.78, 0.55
+_ROW, _WIDTH, _TOP, _FOOT = 0.27, 3.6, 0.78, 0.6
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,6 @@ def arm_gains(title: str, axis: str, arms: Sequence[ArmGain], seeds: int, cost: 
     axes.spines[["top", "right", "left"]].set_visible(False)
     over = f"{seeds} paired seeds, 95 % intervals" if seeds > 1 else "one seed"
     axes.set_xlabel(
-        f"Δm over MT at equal steps, in points ({over}; coloured: as in the table)", fontsize=8, color=MUTED
+        f"Δm over MT at equal steps, in points\n({over}; coloured: as in the table)", fontsize=8, color=MUTED
     )
     return figure

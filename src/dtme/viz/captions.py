@@ -52,12 +52,23 @@ def of_cost_steps(steps: Sequence[Step]) -> str:
     )
 
 
-def of_training_curves(curves: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is drawn over what, and the last loss of every curve."""
+def of_training_curves(curves: Mapping[str, Mapping[str, Any]], left_out: int) -> str:
+    """What is drawn over what, what is not, and the last loss of every curve."""
     ends = [
         f"{method} {task} {points[-1][1]:.4g}" for method, of_task in curves.items() for task, points in of_task.items()
     ]
-    return f"Training losses over steps, one panel per task, one line per method. Last losses: {', '.join(ends)}."
+    sentences = ["Training losses over steps, one panel per task, one line per method.", of_left_out(left_out)]
+    return " ".join(filter(None, [*sentences, f"Last losses: {', '.join(ends)}."]))
+
+
+def of_left_out(count: int) -> str:
+    """Which methods are drawn where not all are; nothing where all are."""
+    if not count:
+        return ""
+    return (
+        f"Drawn are ST, MT, the method of the headline and those of highest Δm; {_count(count, 'further method')} "
+        f"{'is' if count == 1 else 'are'} in the table."
+    )
 
 
 def of_samples(samples: Samples) -> str:

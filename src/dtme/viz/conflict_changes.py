@@ -53,5 +53,5 @@ def conflict_changes(changes: Mapping[str, Mapping[str, Paired]], title: str, se
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     over = f"{seeds} paired seeds, 95 % intervals" if seeds > 1 else "one seed"
-    axes.set_xlabel(f"change of the mean rate of conflict, in points of per cent ({over})", fontsize=8, color=MUTED)
+    axes.set_xlabel(f"change of the mean rate of conflict, in points of per cent\n({over})", fontsize=8, color=MUTED)
     return figure

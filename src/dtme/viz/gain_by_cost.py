@@ -89,7 +89,8 @@ def gain_by_cost(title: str, points: Sequence[Point], gap: float, seeds: int) ->
     axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("wall-clock of training, as a multiple of plain training (MT)", fontsize=8, color=MUTED)
-    axes.set_ylabel(f"Δm over MT, in points ({seeds} paired seeds, 95 % intervals)", fontsize=8, color=MUTED)
+    over = f"{seeds} paired seeds, 95 % intervals" if seeds > 1 else "one seed"
+    axes.set_ylabel(f"Δm over MT, in points ({over})", fontsize=8, color=MUTED)
     return figure
 
 

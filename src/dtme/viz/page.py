@@ -21,6 +21,7 @@ from dtme.report import ConflictReport
 from dtme.viz import captions
 from dtme.viz.conflict_maps import conflict_maps
 from dtme.viz.cost_steps import cost_steps
+from dtme.viz.drawn_methods import drawn_methods
 from dtme.viz.outcome import dtme_row, outcome, row_of
 from dtme.viz.plan_map import plan_map
 from dtme.viz.sample_predictions import sample_predictions
@@ -29,6 +30,7 @@ from dtme.viz.svg import inline_svg
 from dtme.viz.training_curves import training_curves
 
 NONE = "–"
+_MOST_CURVES = 6
 
 
 def write_page(
@@ -114,7 +116,11 @@ def _figures(
             made["costs"] = _figure("costs", figure, captions.of_cost_steps(steps))
     curves = {method: of_task for method, of_task in results.get("curves", {}).items() if any(of_task.values())}
     if curves:
-        made["curves"] = _figure("curves", training_curves(curves), captions.of_training_curves(curves))
+        drawn = {method: curves[method] for method in drawn_methods(results, curves, _MOST_CURVES)}
+        left_out = len(curves) - len(drawn)
+        words = captions.of_training_curves(drawn, left_out)
+        made["curves"] = _figure("curves", training_curves(drawn), words)
+        made["curves"]["left_out"] = captions.of_left_out(left_out)
     if samples is not None:
         made["samples"] = _figure("samples", sample_predictions(samples), captions.of_samples(samples))
     return made

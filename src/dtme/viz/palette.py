@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -40,13 +41,15 @@ SIGNED = "RdBu_r"
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, the same for a method in every figure; from the twelfth on colours come again.
+    """A colour for each name, those of `METHODS` in every figure the same; all differ until none is left.
 
     Example:
-        >>> colours(["MT", "depth", "edges"])
-        {'MT': '#0072b2', 'depth': '#0072b2', 'edges': '#d55e00'}
+        >>> colours(["MT", "MT 2x", "TM"])
+        {'MT': '#0072b2', 'MT 2x': '#d55e00', 'TM': '#00a779'}
     """
-    free = (QUALITATIVE[place % len(QUALITATIVE)] for place in range(10_000))
+    names = list(names)
+    taken = {METHODS[name] for name in names if name in METHODS}
+    free = cycle(colour for colour in QUALITATIVE if colour not in taken)
     return {name: METHODS[name] if name in METHODS else next(free) for name in names}
 
 

@@ -7,9 +7,12 @@ from matplotlib.figure import Figure
 from dtme.viz.palette import FAINT, MUTED
 from dtme.viz.pixels import Pixels, pixels, value_range
 from dtme.viz.samples import Samples
-from dtme.viz.sheet import canvas, ellipsis, house_style, panel, sheet, text_width
+from dtme.viz.sheet import canvas, ellipsis, house_style, panel, sheet
+from dtme.viz.wrapped import wrapped
 
 _MOST_COLUMNS = 13  # the image and four tasks by truth and two methods
+_WIDTH = 0.88  # of a picture, in inches
+_LINE = 0.125  # height of a line of a column's name
 _BETWEEN = 0.04
 _BETWEEN_TASKS = 0.14
 
@@ -33,26 +36,26 @@ def sample_predictions(samples: Samples) -> Figure:
     per_band = max(1, min(len(tasks), (_MOST_COLUMNS - 1) // len(shown)))
     bands = [tasks[start : start + per_band] for start in range(0, len(tasks), per_band)]
     image_height, image_width = samples.images.shape[-2:]
-    widest = max(text_width(ellipsis(name, 14), 7.5) for name in shown)
-    width = max(0.88, widest + 0.06)
-    height = width * image_height / image_width
+    heads = [wrapped(name, _WIDTH, 7.5) for name in shown]
+    above = 0.5 + _LINE * max(head.count("\n") for head in heads)
+    width, height = _WIDTH, _WIDTH * image_height / image_width
     group = len(shown) * (width + _BETWEEN) - _BETWEEN + _BETWEEN_TASKS
-    band_height = 0.5 + len(samples) * (height + _BETWEEN) + 0.12
+    band_height = above + len(samples) * (height + _BETWEEN) + 0.12
     figure = sheet(0.3 + width + _BETWEEN_TASKS + per_band * group, 0.05 + len(bands) * band_height)
     words = canvas(figure)
 
     for band, members in enumerate(bands):
-        top = 0.05 + band * band_height + 0.5
+        top = 0.05 + band * band_height + above
         words.text(0.15, top - 0.06, "image", fontsize=7.5, color=MUTED, va="bottom")
         for row in range(len(samples)):
             picture = samples.images[row].permute(1, 2, 0).cpu().numpy()
             _show(figure, picture, (0.15, top + row * (height + _BETWEEN), width, height), "image")
         for place, task in enumerate(members):
             left = 0.15 + width + _BETWEEN_TASKS + place * group
-            words.text(left, top - 0.24, ellipsis(task, 30), fontsize=9, fontweight="bold", va="bottom")
-            for column, name in enumerate(shown):
+            words.text(left, top + 0.26 - above, ellipsis(task, 30), fontsize=9, fontweight="bold", va="bottom")
+            for column, (name, head) in enumerate(zip(shown, heads, strict=True)):
                 x = left + column * (width + _BETWEEN)
-                words.text(x, top - 0.06, ellipsis(name, 14), fontsize=7.5, color=MUTED, va="bottom")
+                words.text(x, top - 0.06, head, fontsize=7.5, color=MUTED, va="bottom")
                 of_task = samples.targets[task] if column == 0 else samples.predictions[name][task]
                 for row in range(len(samples)):
                     within = value_range(samples.targets[task][row], samples.kinds[task])

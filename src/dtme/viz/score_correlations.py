@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from dtme.viz.key_rows import key_rows
 from dtme.viz.palette import FAINT, MUTED, QUALITATIVE
 from dtme.viz.sheet import canvas, house_style, panel, sheet, text_width
 
-_ROW, _WIDTH, _TOP = 0.36, 3.4, 0.8
+_ROW, _WIDTH, _TOP, _LINE = 0.36, 3.4, 0.8, 0.18
 
 
 @house_style
@@ -32,15 +33,18 @@ def score_correlations(found: Mapping[str, Mapping[str, float]], title: str) -> 
     if not names:
         raise ValueError(f"found={dict(found)!r}: there is nothing to draw.")
     left, height = 0.35 + max(map(text_width, names)), _ROW * len(names)
-    figure = sheet(max(left + _WIDTH + 0.3, text_width(title, 9.5, "bold") + 0.35), _TOP + height + 0.6)
+    entries = [f"● {kind}" for kind in found]
+    places = key_rows(map(text_width, entries), _WIDTH)
+    top = _TOP + _LINE * places[-1][1]
+    widest = max(_WIDTH, *map(text_width, entries))
+    figure = sheet(max(left + widest + 0.3, text_width(title, 9.5, "bold") + 0.35), top + height + 0.6)
     page = canvas(figure)
     page.text(0.15, 0.25, title, fontsize=9.5, fontweight="bold", va="center")
-    axes = panel(figure, left, _TOP, _WIDTH, height)
-    at = left
-    for place, (kind, correlations) in enumerate(found.items()):
+    axes = panel(figure, left, top, _WIDTH, height)
+    for place, (entry, correlations) in enumerate(zip(entries, found.values(), strict=True)):
         colour, offset = QUALITATIVE[place], 0.24 * (place - (len(found) - 1) / 2)
-        page.text(at, 0.57, f"● {kind}", fontsize=8, color=colour, va="center")
-        at += text_width(f"● {kind}") + 0.25
+        start, row = places[place]
+        page.text(left + start, 0.57 + _LINE * row, entry, fontsize=8, color=colour, va="center")
         rows = [names.index(name) + offset for name in correlations]
         axes.hlines(rows, 0, list(correlations.values()), color=colour, linewidth=1.2)
         axes.plot(list(correlations.values()), rows, "o", color=colour, markersize=5)
@@ -52,6 +56,6 @@ def score_correlations(found: Mapping[str, Mapping[str, float]], title: str) -> 
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel(
-        "Spearman's rank correlation, over the blocks, with the gain of one insert there", fontsize=8, color=MUTED
+        "Spearman's rank correlation, over the blocks,\nwith the gain of one insert there", fontsize=8, color=MUTED
     )
     return figure

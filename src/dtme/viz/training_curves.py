@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from dtme.viz.key_rows import key_rows
 from dtme.viz.palette import FAINT, MUTED, colours
 from dtme.viz.sheet import canvas, ellipsis, house_style, panel, sheet, text_width
 
@@ -46,10 +47,14 @@ def training_curves(curves: Curves) -> Figure:
     rows = math.ceil(len(tasks) / columns)
     width, height = 2.75, 2.35
     of_method = colours(curves)
-    figure = sheet(max(0.35 + columns * width, 4.5), 0.45 + rows * height)
-    _key(canvas(figure), of_method)
+    entries = [0.31 + text_width(method, 9) for method in of_method]
+    full = max(0.35 + columns * width, 4.5, 0.75 + max(entries))
+    places = key_rows(entries, full - 0.75, between=0.29)
+    below_key = 0.2 * places[-1][1]
+    figure = sheet(full, 0.45 + below_key + rows * height)
+    _key(canvas(figure), of_method, places)
     for place, task in enumerate(tasks):
-        left, top = 0.6 + place % columns * width, 0.72 + place // columns * height
+        left, top = 0.6 + place % columns * width, 0.72 + below_key + place // columns * height
         axes = panel(figure, left, top, width - 0.6, height - 0.8)
         axes.set_title(ellipsis(task), loc="left", fontsize=9, fontweight="bold")
         _draw(axes, {method: points[task] for method, points in curves.items() if task in points}, of_method)
@@ -93,9 +98,8 @@ def _running_mean(
     return np.convolve(steps, weights, "valid"), np.convolve(losses, weights, "valid")
 
 
-def _key(axes: Axes, of_method: Mapping[str, str]) -> None:
-    x = 0.6
-    for method, colour in of_method.items():
-        axes.add_line(Line2D([x, x + 0.24], [0.22, 0.22], color=colour, linewidth=2.5, solid_capstyle="round"))
-        axes.text(x + 0.31, 0.22, method, va="center", fontsize=9)
-        x += text_width(method, 9) + 0.6
+def _key(axes: Axes, of_method: Mapping[str, str], places: Sequence[tuple[float, int]]) -> None:
+    for (method, colour), (start, row) in zip(of_method.items(), places, strict=True):
+        x, y = 0.6 + start, 0.22 + 0.2 * row
+        axes.add_line(Line2D([x, x + 0.24], [y, y], color=colour, linewidth=2.5, solid_capstyle="round"))
+        axes.text(x + 0.31, y, method, va="center", fontsize=9)
