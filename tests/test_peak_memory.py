@@ -78,17 +78,20 @@ def activations(model: nn.Module, images: Tensor) -> int:
     return peak_bytes(partial(step, model, images)) - sum(4 * parameter.numel() for parameter in model.parameters())
 
 
-ROOM = {"modulate": 1.0, "expand": 1.05, "adapt": 1.25}
+ROOM = {"modulate": 1.0, "expand": 1.05, "both": 1.05, "adapt": 1.25}
 """Task tokens are tokens more, an update keeps its inner product.
 
 Where a mode watches, as it does here, updates are not written in place, and take more than they do otherwise."""
 
 
-@pytest.mark.parametrize(("first", "kind"), [(0, "modulate"), (4, "modulate"), (4, "expand"), (6, "adapt")])
+@pytest.mark.parametrize(
+    ("first", "kind"), [(0, "modulate"), (4, "modulate"), (4, "expand"), (0, "both"), (6, "adapt")]
+)
 def test_streams_take_about_their_number_of_activations(model: Vit, images: Tensor, first: int, kind: Any):
     blocks = list(find_blocks(model))
     plain = activations(model, images)
-    dtme.apply(model, dtme.Plan(TASKS, **{kind: dict.fromkeys(blocks[first:], TASKS)}))
+    here = dict.fromkeys(blocks[first:], TASKS)
+    dtme.apply(model, dtme.Plan(TASKS, **dict.fromkeys(("modulate", "expand") if kind == "both" else (kind,), here)))
     share = (len(blocks) - first) / len(blocks)
     tail = 0.04 if first else 0.0  # of the norm behind the blocks, which runs on every stream, too
     assert activations(model, images) <= plain * (1 - share + share * len(TASKS) * ROOM[kind] + tail)

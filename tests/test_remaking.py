@@ -82,9 +82,11 @@ class Model(nn.Module):
         return {task: head(tokens) for task, head in self.heads.items()}
 
 
-def modulated(kind: type[Block] = Block, *, checkpointing: bool = False) -> Model:
+def modulated(
+    kind: type[Block] = Block, *, checkpointing: bool = False, expand: dict[str, tuple[str, ...]] | None = None
+) -> Model:
     model = Model(kind, checkpointing=checkpointing)
-    dtme.apply(model, dtme.Plan(TASKS, modulate={"blocks.0": TASKS, "blocks.1": TASKS}))
+    dtme.apply(model, dtme.Plan(TASKS, modulate={"blocks.0": TASKS, "blocks.1": TASKS}, expand=expand or {}))
     with torch.no_grad():
         for _, parameter in dtme.added_parameters(model):
             parameter += torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter)
@@ -122,6 +124,14 @@ def is_at_rest() -> bool:
 @pytest.mark.parametrize("kind", [Block, WritesFirst])
 def test_gradients_are_the_same_to_the_bit(kind: type[Block]):
     model = modulated(kind)
+    for ours, others in zip(gradients(model), kept_as_ever(model), strict=True):
+        assert torch.equal(ours, others)
+    assert is_at_rest()
+
+
+@pytest.mark.parametrize("expanded", [TASKS, TASKS[:1]])
+def test_gradients_are_the_same_with_task_tokens_behind(expanded: tuple[str, ...]):
+    model = modulated(expand={"blocks.1": expanded})
     for ours, others in zip(gradients(model), kept_as_ever(model), strict=True):
         assert torch.equal(ours, others)
     assert is_at_rest()

@@ -5,6 +5,7 @@ Lanes whose task has none here are held back, and run when the others leave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ from dtme.expansion import (
     position_bias_of,
     refusal,
 )
-from dtme.insert import Insert
+from dtme.insert import Insert, Recipe
 from dtme.lanes import Lanes, at, choose_lanes, rows_of, split
 from dtme.layout import Layout
 from dtme.outputs import map_tensors, tensors_of, tokens_of
@@ -154,7 +155,12 @@ def _appended(
     tokens: Tensor = take(*call, key)
     count, rows, length = extra.shape[1], tokens.shape[layout.batch], tokens.shape[layout.token]
     whole = append(tokens, extra, layout)
-    insert.passage.appended = count
+    passage = insert.passage
+    passage.appended = count
+    if passage.recipe is not None:
+        of_tokens = passage.recipe
+        make = partial(_made_and_appended, make=of_tokens.make, layout=layout)
+        passage.recipe = Recipe(whole, make, (extra, *of_tokens.sources)) if of_tokens.made is tokens else None
 
     def widened(place: int | str, value: Any) -> Any:
         name = place if isinstance(place, str) else "".join(insert.argument_names[place : place + 1])
@@ -176,6 +182,10 @@ def _appended(
     wide = tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
     _check_they_are_seen(insert, block, wide, key, layout)
     return wide
+
+
+def _made_and_appended(extra: Tensor, *sources: Tensor, make: Callable[..., Tensor], layout: Layout) -> Tensor:
+    return append(make(*sources), extra, layout)
 
 
 def _check_they_are_seen(insert: Insert, block: nn.Module, call: Call, key: int | str, layout: Layout) -> None:

@@ -6,6 +6,7 @@ what becomes of them there in `modulating`, `expanding` and `adapting`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,21 @@ from dtme.routing import Routing
 from dtme.streams import Groups
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How tokens are made.
+
+    Attributes:
+        made: The tokens.
+        make: Makes the same again, to the bit.
+        sources: Out of these.
+    """
+
+    made: Tensor
+    make: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+
+
 @dataclass
 class Passage:
     """What is found out about a call when tokens enter, and needed when they leave.
@@ -42,8 +58,8 @@ class Passage:
         batch_dim: Where the samples lie.
         lane_samples: Samples of a lane.
         idle: Adapted layers that have not been called yet.
-        modulation: The modulated tokens, and the tokens, scale and shift that they are made of.
-        remaking: What keeps operations of the block from keeping modulated tokens.
+        recipe: How the tokens that the block runs on are made, where they are modulated.
+        remaking: What keeps operations of the block from keeping them.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
     """
 
@@ -54,7 +70,7 @@ class Passage:
     batch_dim: int = 0
     lane_samples: int = 0
     idle: set[str] = field(default_factory=set)
-    modulation: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+    recipe: Recipe | None = None
     remaking: saved_tensors_hooks | None = None
     held: tuple[Lanes, Call, Places] | None = None
 

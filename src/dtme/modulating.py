@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from dtme.insert import Insert
+from dtme.insert import Insert, Recipe
 from dtme.lanes import Places, rows_of
 from dtme.layout import Layout
 from dtme.modulation import modulate
@@ -29,9 +31,13 @@ def modulated(insert: Insert, given: Tensor, lanes: int, layout: Layout) -> Tens
     shape[layout.batch], shape[_behind_lanes(layout.channel)] = lanes, insert.width
     scale, shift = rows_of(insert.scale, places, 1.0), rows_of(insert.shift, places, 0.0)
     sources = unfolded, scale.view(shape), shift.view(shape)
-    made = modulate(*sources)
-    insert.passage.modulation = made, sources
-    return made.flatten(layout.batch, layout.batch + 1)
+    made = _folded(*sources, dim=layout.batch)
+    insert.passage.recipe = Recipe(made, partial(_folded, dim=layout.batch), sources)
+    return made
+
+
+def _folded(unfolded: Tensor, scale: Tensor, shift: Tensor, dim: int) -> Tensor:
+    return modulate(unfolded, scale, shift).flatten(dim, dim + 1)
 
 
 def _normalised(insert: Insert, unfolded: Tensor, places: Places, lanes: int, layout: Layout) -> Tensor:

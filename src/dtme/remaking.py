@@ -7,6 +7,7 @@ how they are made, and the very same operation makes them again when a gradient 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,8 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from dtme.eager import is_transformed
-from dtme.insert import Insert
-from dtme.modulation import modulate
+from dtme.insert import Insert, Recipe
 
 _autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -48,14 +48,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Made:
-    """How modulated tokens are made, and which view of them is kept.
+    """How tokens are made, and which view of them is kept.
 
     Attributes:
-        sources: Tokens, scale and shift.
+        make: Makes them.
+        sources: Out of these.
         view: Sizes, strides and offset.
     """
 
-    sources: tuple[Kept, Kept, Kept]
+    make: Callable[..., Tensor]
+    sources: tuple[Kept, ...]
     view: tuple[tuple[int, ...], tuple[int, ...], int]
 
     def again(self) -> Tensor:
@@ -64,9 +66,8 @@ class Made:
         Raises:
             RuntimeError: The model has written to what they are made of.
         """
-        tokens, scale, shift = (source.again() for source in self.sources)
         with torch.no_grad():
-            return modulate(tokens, scale, shift).as_strided(*self.view)
+            return self.make(*(source.again() for source in self.sources)).as_strided(*self.view)
 
 
 _WRITTEN = (
@@ -75,30 +76,26 @@ _WRITTEN = (
 )
 
 
-def remaking(made: Tensor, sources: tuple[Tensor, Tensor, Tensor]) -> saved_tensors_hooks:
-    """A context in which no operation keeps some modulated tokens, or views of them, for its backward pass.
+def remaking(recipe: Recipe) -> saved_tensors_hooks:
+    """A context in which no operation keeps some tokens, or views of them, for its backward pass.
 
-    Args:
-        made: The modulated tokens, to be held by the caller meanwhile, so that no other tensor comes to lie in their place.
-        sources: Tokens, scale and shift, as given to `modulate`.
+    The caller holds the recipe meanwhile, so that no other tensor comes to lie in the place of what it made.
 
     Example:
-        >>> tokens, scale, shift = torch.randn(2, 3), torch.ones(3, requires_grad=True), torch.zeros(3)
-        >>> made = modulate(tokens, scale, shift)
-        >>> with remaking(made, (tokens, scale, shift)):
-        ...     cubes = made**3  # needs `made` on the way back
+        >>> tokens, scale = torch.randn(2, 3), torch.ones(3, requires_grad=True)
+        >>> recipe = Recipe(tokens * scale, torch.mul, (tokens, scale))
+        >>> with remaking(recipe):
+        ...     cubes = recipe.made**3  # needs what was made on the way back
         >>> cubes.sum().backward()
         >>> torch.testing.assert_close(scale.grad, (3 * tokens**3).sum(0))
     """
-    tokens, scale, shift = (_kept(source) for source in sources)
+    made, sources = recipe.made, tuple(_kept(source) for source in recipe.sources)
     # What is kept holds on to its hooks: through them it must not keep the tokens either.
-    return saved_tensors_hooks(partial(_pack, ref(made), made._version, (tokens, scale, shift)), _unpack)
+    return saved_tensors_hooks(partial(_pack, ref(made), made._version, partial(Made, recipe.make, sources)), _unpack)
 
 
-def _pack(
-    made_ref: ReferenceType[Tensor], version: int, sources: tuple[Kept, Kept, Kept], saved: Tensor
-) -> Kept | Made:
-    made = made_ref()
+def _pack(tokens: ReferenceType[Tensor], version: int, remade: Callable[..., Made], saved: Tensor) -> Kept | Made:
+    made = tokens()
     is_of_made = (
         made is not None
         and type(saved) is Tensor
@@ -108,7 +105,7 @@ def _pack(
         and saved._version == version  # the block has not written to them
     )
     view = (tuple(saved.shape), saved.stride(), int(saved.storage_offset())) if is_of_made else None
-    return _kept(saved) if view is None else Made(sources, view)
+    return _kept(saved) if view is None else remade(view)
 
 
 def _kept(tensor: Tensor) -> Kept:
@@ -126,20 +123,24 @@ def remake_while_running(insert: Insert) -> None:
     transformed: compilers find it out by themselves.
     """
     passage = insert.passage
-    if passage.modulation is None:
+    if passage.recipe is None:
         return
-    made, sources = passage.modulation
-    if is_transformed() or not made.requires_grad or not sources[1].requires_grad:
-        passage.modulation = None
+    if is_transformed() or not passage.recipe.made.requires_grad or not _needs_its_tokens(insert):
+        passage.recipe = None
     elif _autograd._saved_tensors_hooks_is_enabled() and _active() is None:
-        passage.remaking = remaking(made, sources)
+        passage.remaking = remaking(passage.recipe)
         passage.remaking.__enter__()
+
+
+def _needs_its_tokens(insert: Insert) -> bool:
+    """Whether a modulator is trained, so that what tokens are made of is kept in any case."""
+    return insert.scale is not None and insert.scale.requires_grad
 
 
 def stop_remaking(insert: Insert) -> None:
     """Let operations keep what they need again, once the block has run or failed."""
     hooks = insert.passage.remaking
-    insert.passage.modulation = insert.passage.remaking = None
+    insert.passage.recipe = insert.passage.remaking = None
     active = None if hooks is None else _active()
     if hooks is not None and active is not None and active[0] is hooks.pack_hook:
         hooks.__exit__()
