@@ -1,13 +1,18 @@
-"""Draw the figures of docs/findings.md from the committed results: `make tables`."""
+"""Draw the figures of docs/findings.md and docs/ablations.md from the committed results: `make tables`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib
 
+from dtme.bench.ablation_table import SUITES
+from dtme.bench.ablations import ABLATIONS
+from dtme.bench.arms import draw
 from dtme.bench.lines import read_lines
 from dtme.bench.outlook import gains_by_cost
+from dtme.viz.score_correlations import score_correlations
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = (
@@ -45,4 +50,17 @@ if __name__ == "__main__":
             {**run, "rows": [row for row in run["rows"] if whole or row["method"] in SHOWN]} for run in read_lines(path)
         ]
         gains_by_cost(runs).savefig(drawn, metadata={"Date": None})
+        print(drawn.relative_to(ROOT))
+    for ablation in ABLATIONS:
+        for path in sorted((ROOT / "results" / "ablations").glob(f"*-{ablation.name}.jsonl")):
+            if path.stem.removesuffix(f"-{ablation.name}") not in SUITES:
+                continue  # that of another, whose name ends like this one's
+            drawn = ROOT / "docs" / "images" / "ablations" / f"{path.stem}.svg"
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            print(draw(ablation, read_lines(path), drawn).relative_to(ROOT))
+    for path in sorted((ROOT / "results").glob("*-probe.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"
+        title = f"{found['suite']}: which score tells where an insert helps"
+        score_correlations(found["correlations"], title).savefig(drawn, metadata={"Date": None})
         print(drawn.relative_to(ROOT))

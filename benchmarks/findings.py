@@ -131,12 +131,11 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             f"{suite}-settled",
             {"results.jsonl": f"results/{suite}-settled.jsonl"},
         )
-        yield of("probe", ("probe", suite, *five), plateau, {"probe.json": f"results/{suite}-probe.json"})
+        yield of("probe", ("probe", suite, *three), plateau, {"probe.json": f"results/{suite}-probe.json"})
         for ablation in ABLATIONS:
-            if "weights" in ablation.name or ablation.name in ("block-adapt", "block-tm"):
+            if "weights" in ablation.name:
                 continue  # made by others of these commands
-            name, own = f"ablation-{ablation.name}", f"ablations/{suite}-{ablation.name}"
-            kept = {f"{name}.jsonl": f"results/{own}.jsonl", f"{name}.svg": f"docs/images/{own}.svg"}
+            kept = {f"ablation-{ablation.name}.jsonl": f"results/ablations/{suite}-{ablation.name}.jsonl"}
             yield of("ablations", ("ablate", ablation.name, suite, *three), plateau, kept)
 
 

@@ -82,5 +82,6 @@ def draw(ablation: Ablation, runs: Sequence[Mapping[str, Any]], path: Path) -> P
     else:
         figure = arm_gains(title, ablation.axis, gains(ablation, runs), len(runs), ablation.price)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:])
+        dated = {"Date": None} if path.suffix == ".svg" else None  # so that the same results give the same file
+        figure.savefig(temporary, format=path.suffix[1:], metadata=dated)
     return path

@@ -11,7 +11,10 @@ Two methods are held against each other, seed by seed, by
     <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
     <!-- end of table -->
 
-in all seeds, or in those that `results/nuclei-plateau.jsonl seeds 3 4:` names.
+in all seeds, or in those that `results/nuclei-plateau.jsonl seeds 3 4:` names. An ablation, suite beside suite, is
+
+    <!-- ablation insert-rate -->
+    <!-- end of table -->
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from statistics import fmean
 from typing import Any
 
 from dtme._files import write_text
+from dtme.bench.ablation_table import ablation_table
+from dtme.bench.ablations import ablation_of
 from dtme.bench.against import against
 from dtme.bench.lines import read_lines, rows_of
 from dtme.bench.table import markdown
@@ -36,6 +41,7 @@ _PAIRS = re.compile(
     r"(<!-- compare (?P<path>[^\s:]+)( seeds (?P<seeds>[\d ]+))?: (?P<pairs>[^\n]*?) -->\n).*?(<!-- end of table -->)",
     re.DOTALL,
 )
+_ABLATION = re.compile(r"(<!-- ablation (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(text: str, root: Path) -> str:
@@ -58,7 +64,10 @@ def filled(text: str, root: Path) -> str:
         seeds = None if found["seeds"] is None else [int(seed) for seed in found["seeds"].split()]
         return f"{found[1]}\n{comparison_of(root / found['path'], pairs, seeds)}\n{found[6]}"
 
-    return _PAIRS.sub(comparison, _PLACE.sub(table, text))
+    def ablation(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{ablation_table(ablation_of(found['name']), root / 'results/ablations')}\n{found[3]}"
+
+    return _ABLATION.sub(ablation, _PAIRS.sub(comparison, _PLACE.sub(table, text)))
 
 
 def table_of(path: Path, methods: Sequence[str] | None = None) -> str:
