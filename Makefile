@@ -26,7 +26,7 @@ findings: .venv/.ready-test
 
 # The tables of README and docs, and the figures of the findings, from the committed results.
 tables: .venv/.ready-test
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python benchmarks/figures.py
 
 # Speed and memory as ratios, against results/speed.json; fails where one is worse by more than 15 %.

@@ -17,7 +17,8 @@ import torch
 
 from benchmarks import analysis, memory, passes, processes
 from benchmarks.clock import Middle
-from benchmarks.rows import Row, load, page, regressions, save, table
+from benchmarks.page import speed_page
+from benchmarks.rows import Row, load, regressions, save, table
 from benchmarks.subject import DEVICE, Size, inference, step
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,7 @@ def main() -> int:
     show(f"\n{table(measured)}\n\n{time.perf_counter() - start:.0f} s, {DEVICE}, one thread, processor time")
     if options.record or not path.exists():
         save(path, measured)
-        (ROOT / "docs/speed.md").write_text(page(ROOT), encoding="utf-8")
+        (ROOT / "docs/speed.md").write_text(speed_page(ROOT), encoding="utf-8")
         return 0
     worse = regressions(measured, load(path))
     for line in worse:

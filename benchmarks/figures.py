@@ -43,9 +43,10 @@ SHOWN = (
 
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "dtme"  # the same results give the same file
-    for path in sorted((ROOT / "results").glob("*-plateau*.jsonl")):
+    tables = [*(ROOT / "results").glob("*-plateau*.jsonl"), *(ROOT / "results").glob("*-settled.jsonl")]
+    for path in sorted(tables):
         drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"
-        whole = path.stem.endswith("-tuned")
+        whole = not path.stem.endswith("-plateau")
         runs = [
             {**run, "rows": [row for row in run["rows"] if whole or row["method"] in SHOWN]} for run in read_lines(path)
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 
 import dtme
 from benchmarks.clock import Middle
+from dtme.bench.hardware import hardware
 
 SLACK = 1.15
 """How many times worse a ratio may be than the committed one."""
@@ -77,14 +77,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def save(path: Path, rows: Sequence[Row]) -> None:
     """Write rows with the machine and the versions they were measured with."""
-    machine = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{os.cpu_count()} CPU cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    )
     data = {
         "command": "python -m benchmarks --record",
-        "hardware": machine,
+        "hardware": hardware(),
         "clock": "wall" if torch.cuda.is_available() else "processor time, one thread",
         "versions": {"torch": torch.__version__, "dtme": dtme.__version__, "python": platform.python_version()},
         "rows": [asdict(row) for row in rows],
@@ -96,40 +91,3 @@ def load(path: Path) -> list[Row]:
     """The rows of a file that `save` wrote."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return [Row(**{**row, "ratio": Middle(**row["ratio"])}) for row in rows]
-
-
-def page(root: Path) -> str:
-    """docs/speed.md, from what lies in results/."""
-    text = (root / "benchmarks/speed.md.in").read_text(encoding="utf-8")
-    for name in ("speed", "speed-cuda"):
-        path = root / f"results/{name}.json"
-        if path.exists():
-            data = json.loads(path.read_text(encoding="utf-8"))
-            versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-            text += f"\n## {data['hardware']}\n\n{data['clock']}; {versions}.\n\n{table(load(path))}\n"
-    path = root / "results/stopping.json"
-    return text + (stopping(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "")
-
-
-def stopping(found: dict[str, dict[str, float]]) -> str:
-    """What `benchmarks/stopping.py` found."""
-    own = next(iter(found.values()))
-    lines = [
-        "",
-        "## When an analysis stops",
-        "",
-        f'`confidence=0.95`, {own["draws"]} draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks',
-        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test holds at every",
-        "look by the limit theorem that its confidence sequence follows from; that what is rare may not have shown yet is met",
-        "by one further sample in which the two blocks differ by 1, the most they can.",
-        "",
-        "| suite | training samples | samples taken, median | most | right | the very same choice |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for suite, own in found.items():
-        lines.append(
-            f"| {suite} | {own['training_samples']} | {own['samples_median']:.0f} ({own['share_median']:.1%}) | "
-            f"{own['samples_most']} ({own['share_most']:.1%}) | {own['same_or_within_tolerance']:.1%} | "
-            f"{own['same_choice']:.1%} |"
-        )
-    return "\n".join(lines) + "\n"

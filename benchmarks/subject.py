@@ -48,25 +48,27 @@ class Size:
         pixels: Height and width of the images.
         samples: In a batch.
         depth: Blocks D, `None` for as many as are published.
+        tasks: Dense ones, with a linear head each.
     """
 
     trunk: str = "vit_tiny_patch16_224"
     pixels: int = 112
     samples: int = 16
     depth: int | None = None
+    tasks: tuple[str, ...] = TASKS
 
-    def model(self, tasks: tuple[str, ...] = TASKS) -> Multitask:
+    def model(self) -> Multitask:
         """A model with random weights, in evaluation mode."""
         torch.manual_seed(0)
         changes = {} if self.depth is None else {"depth": self.depth}
-        return Multitask(self.trunk, self.pixels, tasks, **changes).eval().to(DEVICE)
+        return Multitask(self.trunk, self.pixels, self.tasks, **changes).eval().to(DEVICE)
 
     def batch(self, seed: int = 0, times: int = 1) -> dict[str, Tensor]:
         """A batch of noise, so many times as large."""
         generator = torch.Generator().manual_seed(seed)
         samples, tokens = self.samples * times, (self.pixels // 16) ** 2 + 1
         batch = {"image": torch.randn(samples, 3, self.pixels, self.pixels, generator=generator)}
-        batch |= {task: torch.randn(samples, tokens, CHANNELS, generator=generator) for task in TASKS}
+        batch |= {task: torch.randn(samples, tokens, CHANNELS, generator=generator) for task in self.tasks}
         return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
 
 

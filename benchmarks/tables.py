@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.page import speed_page
+from dtme._files import write_text
 from dtme.bench.pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,3 +13,5 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         print(f"{page.relative_to(ROOT)}: {'made anew' if fill(page, ROOT) else 'as it was'}")
+    write_text(ROOT / "docs/speed.md", speed_page(ROOT))
+    print("docs/speed.md")

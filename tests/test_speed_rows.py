@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.clock import Middle, Turns
-from benchmarks.rows import Row, load, page, regressions, save, table
+from benchmarks.page import speed_page
+from benchmarks.rows import Row, load, regressions, save, table
 
 SMALL_IS_GOOD = Row("step", "ours / theirs (noise)", Middle(0.9, 1.0, 1.1), at_most=1.1)
 LARGE_IS_GOOD = Row("rivals", "theirs / ours", Middle(3.0, 3.0, 3.0), at_least=0)
@@ -32,7 +33,7 @@ def test_worse_by_more_than_fifteen_per_cent_is_a_regression():
 
 def test_the_page_is_what_the_results_say():
     root = Path(__file__).parents[1]
-    assert (root / "docs/speed.md").read_text(encoding="utf-8") == page(root)
+    assert (root / "docs/speed.md").read_text(encoding="utf-8") == speed_page(root)
 
 
 def test_rows_come_back_from_their_file(tmp_path: Path):

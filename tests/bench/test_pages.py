@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dtme.bench.ablations import ablation_of
 from dtme.bench.lines import read_lines, rows_of, write_lines
 from dtme.bench.pages import fill, filled
 from dtme.bench.table import markdown
@@ -85,3 +86,55 @@ def test_committed_lines_make_a_table_over_seeds(path: Path):
     runs = read_lines(path)
     assert len(runs) > 1
     assert "against MT" in markdown(runs)
+
+
+def lines_of(suite: str, ablation: str, tmp_path: Path, **figures: object) -> None:
+    """Results of an ablation over two seeds, each arm better than the one before it."""
+    folder = tmp_path / "results" / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(["MT", *(method.name for _, method in ablation_of(ablation).arms)])
+    runs = [
+        {
+            "suite": suite,
+            "tasks": [],
+            "settings": {"seed": seed},
+            "rows": [
+                {"method": name, "delta_m": place + 0.25 * seed * place, "wall_clock_ratio": 1.5, **figures}
+                for place, name in enumerate(names)
+            ],
+        }
+        for seed in range(2)
+    ]
+    write_lines(folder / f"{suite}-{ablation}.jsonl", runs)
+
+
+def test_an_ablation_is_a_table_suite_beside_suite(tmp_path: Path):
+    lines_of("scenes", "rank", tmp_path)
+    page = "<!-- ablation rank -->\nold\n<!-- end of table -->"
+    one = filled(page, tmp_path).splitlines()
+    assert one[2] == "| rank | scenes: Δm over MT | scenes: p | scenes: wall-clock |"
+    assert one[4].startswith("| 1 | +1.12 ± 1.59 | 0.070 | 1.50 x |")
+    lines_of("nuclei", "rank", tmp_path)
+    both = filled(page, tmp_path).splitlines()
+    assert both[2].startswith("| rank | nuclei: Δm over MT | nuclei: p | nuclei: wall-clock | scenes: Δm over MT |")
+    assert [line.split(" | ")[0] for line in both[4:8]] == ["| 1", "| 4", "| 8", "| 16"]
+
+
+def test_an_ablation_of_conflict_tells_what_training_did_to_it(tmp_path: Path):
+    before, after = {"range": 0.4, "null": 0.5}, {"range": 0.45, "null": 0.48}
+    lines_of("nuclei", "conflict", tmp_path, conflict_before=before, conflict=after)
+    lines = filled("<!-- ablation conflict -->\n<!-- end of table -->", tmp_path).splitlines()
+    assert lines[2] == "| method | nuclei: range space | nuclei: null space |"
+    assert lines[4] == "| MT | +5.0 ± 0.0 | -2.0 ± 0.0 |"
+
+
+def test_an_ablation_of_the_analysis_shows_its_price(tmp_path: Path):
+    lines_of("nuclei", "analysis", tmp_path, analysis_share=0.042)
+    text = filled("<!-- ablation analysis -->\n<!-- end of table -->", tmp_path)
+    assert "| nuclei: analysis |" in text
+    assert "| 4.2 % |" in text
+
+
+def test_an_ablation_without_results_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="has no results of 'rank': run `dtme ablate rank SUITE`"):
+        filled("<!-- ablation rank -->\n<!-- end of table -->", tmp_path)

@@ -41,6 +41,21 @@ def test_the_whole_method_speaks_where_it_was_run(make_results, methods, spoken_
     assert f"DTME ({spoken_for})" in outcome(make_results(methods=methods))
 
 
+def test_without_the_paper_s_method_the_first_row_that_inserts_speaks_and_not_for_dtme(make_results):
+    results = make_results(methods=("ST", "MT", "MT 2x", "Adapt last block", "Adapt last half"))
+    results["rows"][2]["streams_part_at"] = None
+    assert "On scenes, training with inserts (Adapt last block) ends ahead of plain" in outcome(results)
+    results["rows"].append({**results["rows"][1], "method": "TM"})
+    assert "DTME (TM) ends level" in outcome(results)
+
+
+def test_rows_that_insert_nothing_are_no_dtme(make_results):
+    results = make_results(methods=("ST", "MT", "MT 2x", "PCGrad"))
+    for row in results["rows"]:
+        row["streams_part_at"] = None
+    assert outcome(results).endswith("no DTME row was run.")
+
+
 def test_never_the_best_of_several(make_results):
     assert "DTME (TM+TE) ends behind" in outcome(make_results(better=False))
 

@@ -127,6 +127,48 @@ def test_the_same_input_gives_the_same_page(html, make_report, make_results, mak
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == html
 
 
+def written(tmp_path, results):
+    write_page(tmp_path / "page.html", results, None, None, None)
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def highlighted(html):
+    """The methods whose rows are shaded."""
+    return re.findall(r'<tr class="ours">\s*<th scope="row">([^<]*)', html)
+
+
+def test_the_row_of_the_headline_alone_is_shaded(make_results, tmp_path):
+    methods = ("ST", "MT", "MT 2x", "TM", "TM+TE", "Adapt last block")
+    assert highlighted(written(tmp_path, make_results(methods=methods))) == ["TM+TE"]
+    assert highlighted(written(tmp_path, make_results(methods=("ST", "MT")))) == []
+
+
+def test_a_wide_table_lets_names_wrap_and_its_caption_stay(html):
+    style = html.split("</style>", 1)[0]
+    assert re.search(r"\.wide th { white-space: normal; }", style)
+    assert re.search(r"caption span {[^}]*position: sticky;[^}]*max-width: 100cqi;", style)
+    # What is only heard is placed absolutely: without a place of its own it would widen the page.
+    assert re.search(r"\.scroll { position: relative; container-type: inline-size; overflow-x: auto;", style)
+    assert html.count("<caption>") == html.count("<caption><span>") == 2
+
+
+@pytest.mark.parametrize(("more", "words"), [(0, None), (1, "1 further method is in"), (8, "8 further methods are in")])
+def test_six_curves_are_drawn_and_the_caption_counts_the_others(make_results, tmp_path, more, words):
+    methods = ("ST", "MT", "TM", "TM+TE", "MT 2x", "PCGrad", *(f"Adapt r{rank} last block" for rank in range(more)))
+    results = make_results(methods=methods)
+    results["curves"] = {method: {"depth": [[0, 1.0], [9, 0.5]]} for method in methods}
+    html = written(tmp_path, results)
+    (label,) = (seen["aria-label"] for _, seen in Page(html).tags if seen.get("role") == "img")
+    drawn = [method for method in methods if f"{method} depth 0.5" in label]
+    assert len(drawn) == 6
+    assert {"ST", "MT", "TM+TE"} <= set(drawn)
+    if words is None:
+        assert "further" not in html
+    else:
+        assert words in label
+        assert words in html.split("<figcaption>")[1]
+
+
 def test_names_are_text_and_never_markup(make_report, make_results, tmp_path):
     names = ("<b>x</b>", 'a" onload="y', "--><script>z()</script>")
     report = make_report(names, 2, blocks=("<i>.0", "<i>.1"))

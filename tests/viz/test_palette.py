@@ -53,3 +53,9 @@ def test_ink_can_be_read_on_every_colour_of_the_maps():
 def test_methods_keep_their_colour_and_names_never_run_out():
     assert colours(["TM+TE", "MT"]) == {"TM+TE": METHODS["TM+TE"], "MT": METHODS["MT"]}
     assert len(colours(map(str, range(30)))) == 30
+
+
+def test_other_methods_get_none_of_the_colours_that_are_taken():
+    names = ["ST", "MT", "TM+TE", *(f"MT {times}x" for times in range(2, 10))]
+    assert len(set(colours(names).values())) == len(names)
+    assert colours(names)["MT"] == METHODS["MT"]

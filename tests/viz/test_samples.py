@@ -91,6 +91,14 @@ def test_a_picture_per_image_task_and_method(make_samples, assert_readable, n, m
     assert_readable(figure)
 
 
+def test_long_names_of_methods_are_written_in_full(make_samples, assert_readable):
+    long = "MT as long as Adapt r8 last block, even gradients"
+    figure = sample_predictions(make_samples(2, methods=("MT", long)))
+    assert_readable(figure)
+    written = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts]
+    assert written.count(long) == 5
+
+
 def test_pictures_show_their_own_tensor(make_samples):
     samples = make_samples(2)
     figure = sample_predictions(samples)

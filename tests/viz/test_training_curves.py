@@ -24,6 +24,17 @@ def test_a_panel_per_task_and_a_line_per_method(assert_readable, tasks):
     assert_readable(figure)
 
 
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_the_key_of_many_long_names_has_several_rows_and_a_colour_for_each(assert_readable, tasks):
+    names = ["ST", "MT", "TM+TE", *(f"MT as long as Adapt r{rank} last block, even gradients" for rank in range(4))]
+    figure = training_curves({name: {f"task{i}": [(0, 1.0), (9, 0.5)] for i in range(tasks)} for name in names})
+    assert_readable(figure)
+    written = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert set(written) == set(names)
+    assert len(set(written.values())) > 1
+    assert len({line.get_color() for line in figure.axes[1].lines}) == len(names)
+
+
 def test_lines_go_through_the_points():
     (line,) = training_curves({"MT": {"depth": [(0, 1.0), (5, 0.5), (9, 0.25)]}}).axes[1].lines
     assert line.get_xydata().tolist() == [[0, 1], [5, 0.5], [9, 0.25]]

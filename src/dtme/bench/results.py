@@ -124,13 +124,14 @@ def write_report(bench: Bench, results: Mapping[str, Any], methods: Sequence[str
     Args:
         bench: Whose rows have been finished.
         results: As `collect` gave them.
-        methods: As given to `collect`; of the expanded ones, the last is shown.
+        methods: As given to `collect`; beside MT, the headline's is shown, or, where it names none, the one that gains most.
         images: How many test images are shown with their predictions.
     """
     from dtme.viz import Samples, write_page
+    from dtme.viz.drawn_methods import drawn_methods
 
     suite = bench.load()
-    shown = ["MT", *[method for method in methods if method not in ("ST", "MT")][-1:]]
+    shown = drawn_methods(results, (method for method in methods if method != "ST"), most=2)
     # From the middle of the test split: benchmarks often begin with their easiest or smallest images.
     rows = slice(len(suite.test) // 2, len(suite.test) // 2 + images)
     found = {

@@ -66,8 +66,8 @@ def of_left_out(count: int) -> str:
     if not count:
         return ""
     return (
-        f"Drawn are ST, MT, the method of the headline and those of highest Δm; {_count(count, 'further method')} "
-        f"{'is' if count == 1 else 'are'} in the table."
+        "Drawn are ST, MT, the method of the headline, if it names one, and those of highest Δm; "
+        f"{_count(count, 'further method')} {'is' if count == 1 else 'are'} in the table."
     )
 
 

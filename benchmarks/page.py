@@ -1,0 +1,48 @@
+"""docs/speed.md, from what lies in results/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import throughput
+from benchmarks.rows import load, table
+
+
+def speed_page(root: Path) -> str:
+    """The page: how to read it, the ratios of each machine, images per second, and when an analysis stops."""
+    text = (root / "benchmarks/speed.md.in").read_text(encoding="utf-8")
+    for name in ("speed", "speed-cuda"):
+        path = root / f"results/{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+            text += f"\n## {data['hardware']}\n\n{data['clock']}; {versions}.\n\n{table(load(path))}\n"
+    for name, section in (("throughput", throughput.section), ("stopping", stopping)):
+        path = root / f"results/{name}.json"
+        text += section(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else ""
+    return text
+
+
+def stopping(found: dict[str, dict[str, float]]) -> str:
+    """What `benchmarks/stopping.py` found."""
+    own = next(iter(found.values()))
+    lines = [
+        "",
+        "## When an analysis stops",
+        "",
+        f'`confidence=0.95`, {own["draws"]} draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks',
+        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test holds at every",
+        "look by the limit theorem that its confidence sequence follows from; that what is rare may not have shown yet is met",
+        "by one further sample in which the two blocks differ by 1, the most they can.",
+        "",
+        "| suite | training samples | samples taken, median | most | right | the very same choice |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for suite, own in found.items():
+        lines.append(
+            f"| {suite} | {own['training_samples']} | {own['samples_median']:.0f} ({own['share_median']:.1%}) | "
+            f"{own['samples_most']} ({own['share_most']:.1%}) | {own['same_or_within_tolerance']:.1%} | "
+            f"{own['same_choice']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
