@@ -90,6 +90,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     leaving = leaving_modules(model, plan.tasks, branches)
     routing = Routing(model, plan.tasks, plan.tasks)
     inserts = {name: Insert(name, block, plan, routing, width_of(block)) for name, block in blocks.items()}
+    _nest(inserts, plan)
     handles = []
     for name, block in blocks.items():
         insert = inserts[name]
@@ -203,7 +204,7 @@ def _device_of(block: nn.Module) -> torch.device:
 
 
 def _blocks_of_plan(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """The plan's blocks and, so that streams stay folded, every block of the trunk behind the first of them."""
+    """The plan's blocks and, so that streams stay folded, every block of the trunk behind the first of them or around one."""
     modules = dict(model.named_modules())
     missing = [name for name in plan.blocks if name not in modules]
     try:
@@ -222,6 +223,15 @@ def _blocks_of_plan(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
             )
     order = list(modules)
     first = min((order.index(name) for name in plan.blocks), default=len(order))
-    wanted = {name for name in trunk if order.index(name) >= first} | set(plan.blocks)
+    around = {name for name in trunk if any(inner.startswith(f"{name}.") for inner in plan.blocks)}
+    wanted = {name for name in trunk if order.index(name) >= first} | around | set(plan.blocks)
     sequential = {name for name in wanted if isinstance(modules[name], nn.Sequential)}
     return {name: module for name, module in modules.items() if name in wanted - sequential}
+
+
+def _nest(inserts: Mapping[str, Insert], plan: Plan) -> None:
+    """Let the inserts of parts of blocks know the insert of the block around them."""
+    for name in plan.blocks:
+        around = [outer for outer in inserts if name.startswith(f"{outer}.")]
+        if around:
+            inserts[name].lies_in(inserts[max(around, key=len)])

@@ -47,28 +47,47 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     key, layout = _place_and_layout(insert, block, args, kwargs)
     given: Tensor = take(args, kwargs, key)
     _check(insert, block, (args, kwargs), key, layout)
-    samples, ids = given.shape[layout.batch], insert.routing.rows
+    rows, ids = given.shape[layout.batch], insert.routing.rows
     passage.appended, passage.held, passage.batch_dim = 0, None, layout.batch
     if ids is None:
-        parting = (*insert.modulated, *insert.adapted, *(() if insert.joint else insert.expanded))
-        passage.groups = refine(groups_of(given, insert.routing.active), parting)
+        passage.groups = _groups(insert, given)
         lanes = len(passage.groups)
         if lanes > 1 and not isinstance(given, Streams) and not torch.compiler.is_compiling():
             show_streams_plainly(insert.routing.model)
     else:
-        if len(ids) != samples:
+        if len(ids) != rows:
             raise ValueError(
-                f"per_sample names the tasks of {len(ids)} rows, but {samples} rows enter block {insert.name!r}."
+                f"per_sample names the tasks of {len(ids)} rows, but {rows} rows enter block {insert.name!r}."
             )
-        passage.groups, lanes = (insert.routing.active,), samples
+        passage.groups, lanes = (insert.routing.active,), rows
+    samples = _samples(insert, rows, lanes)
     passage.adapting = insert.places(insert.adapted) if insert.adapted else []
     passage.lane_samples = samples if ids is None else 1
     passage.idle = set(insert.low_rank)
     tokens = modulated(insert, given, lanes, layout)
     call = exchange((args, kwargs), given, tokens)
-    if len(passage.groups) > 1:
+    if len(passage.groups) > 1 and insert.outer is None:
         call = _fold_others(insert, call, samples, tokens, given, layout)
     return call if insert.tokens is None else expanded(insert, block, call, key, lanes, layout)
+
+
+def _groups(insert: Insert, given: Tensor) -> Groups:
+    """Which tasks each stream serves: those of the block that this one is a part of, or else of the tokens, parted further."""
+    if insert.outer is not None:
+        return insert.outer.passage.groups
+    return refine(groups_of(given, insert.routing.active), insert.parting())
+
+
+def _samples(insert: Insert, rows: int, lanes: int) -> int:
+    """Samples of a lane, or all rows where each is a lane."""
+    if insert.outer is None or insert.routing.rows is not None:
+        return rows
+    if rows % lanes:
+        raise ValueError(
+            f"{rows} rows enter {insert.name!r} where the block {insert.outer.name!r} around it runs {lanes} streams, so that "
+            "its rows are not told apart. Plan inserts for the block."
+        )
+    return rows // lanes
 
 
 def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -86,7 +105,7 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     if passage.held is not None:
         tokens, output = with_those_held_back(insert, block, tokens, whole, output, layout)
     output = tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
-    if len(passage.groups) > 1:
+    if len(passage.groups) > 1 and insert.outer is None:
         rows = tokens.shape[layout.batch]
         split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
         output = map_tensors(output, split)
@@ -125,7 +144,7 @@ def _check(insert: Insert, block: nn.Module, call: Call, key: int | str, layout:
             f"tokens of {tokens.shape[layout.channel]} channels enter block {insert.name!r}; its insert was made for "
             f"{insert.width}, which its first layer takes. Plan inserts in other blocks."
         )
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or insert.outer is not None:
         return
     check_samples(insert.name, block, tokens, layout, insert.routing.given)
     if "samples" not in insert.tried and check_square(insert.name, block, call, key, layout):

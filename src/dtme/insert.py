@@ -82,6 +82,8 @@ class Insert(nn.Module):
         scale: `W`, one row per modulated task.
         shift: `b`, one row per modulated task.
         tokens: Task tokens, `n` per expanded task.
+        outer: The insert of the block that this one's module is a part of, if that has one: streams are folded there.
+        inside: Tasks that parts of the block have inserts for, so that their streams have to part at its entry.
         low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
         passage: Of the call just now.
         hiding: A buffer that hides later positions.
@@ -94,6 +96,7 @@ class Insert(nn.Module):
     scale: Float[Tensor, "modulated p"] | None
     shift: Float[Tensor, "modulated p"] | None
     tokens: Float[Tensor, "expanded n p"] | None
+    outer: Insert | None
 
     def __init__(self, name: str, block: nn.Module, plan: Plan, routing: Routing, width: int) -> None:
         super().__init__()
@@ -111,6 +114,8 @@ class Insert(nn.Module):
             )
         self.hiding = hiding_buffer(block) if self.expanded else None
         self.joint = plan.joint_tokens
+        self.__dict__["outer"] = None  # past the registry of modules, of which it would make a ring
+        self.inside: tuple[str, ...] = ()
         self.routing = routing
         self.argument_names = argument_names(block)
         self.true_hides = any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules())
@@ -140,8 +145,29 @@ class Insert(nn.Module):
         return self.expanded if own == "tokens" else self.adapted if own.startswith("low_rank.") else self.modulated
 
     def changes_tokens(self) -> bool:
-        """Whether the plan gives some task something here."""
-        return bool(self.modulated or self.expanded or self.adapted)
+        """Whether the plan gives some task something here, or in a part of the block."""
+        return bool(self.expanded or self.parting())
+
+    def parting(self) -> tuple[str, ...]:
+        """The tasks that have something here, or in a part of the block, that others have not."""
+        return (*self.modulated, *self.adapted, *(() if self.joint else self.expanded), *self.inside)
+
+    def lies_in(self, outer: Insert) -> None:
+        """Leave it to a block's insert to fold the streams that this one, of a part of the block, finds folded.
+
+        Raises:
+            ValueError: The block runs in two parts, with task tokens and without.
+        """
+        if 0 < len(outer.expanded) < len(outer.routing.tasks) and not outer.joint:
+            raise ValueError(
+                f"plan: block {outer.name!r} has task tokens for {outer.expanded} alone, so that it runs in two parts, and "
+                f"{self.name!r} in it has inserts of its own. Give all tasks task tokens there, or none."
+            )
+        self.__dict__["outer"] = outer
+        above: Insert | None = outer
+        while above is not None:
+            above.inside = (*above.inside, *self.parting())
+            above = above.outer
 
     def places(self, tasks: tuple[str, ...]) -> Places:
         """Per lane of the pass just now, the row that its task has among those of some tasks."""

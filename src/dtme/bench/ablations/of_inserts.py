@@ -10,6 +10,7 @@ from dtme.bench.placements import after_norm, by_conflict, last_blocks, one_bloc
 
 _LAST_HALF = "in the last half of the blocks"
 _TM_LAST_HALF = Method("TM last half", f"modulators {_LAST_HALF}", last_blocks(None, modulation=True))
+_ATTENTION, _MLP = r"attn\..*", r"mlp\..*"
 _FIRST_ROUND = dict(FRACTIONS)["1/3"]
 
 OF_INSERTS = (
@@ -101,13 +102,26 @@ OF_INSERTS = (
     ),
     Ablation(
         "layers",
-        "which linear layers of the last block have rank-4 updates",
+        "which linear layers of the last block have updates, of rank 4 or of as many parameters as rank 4 in all",
         "layers",
-        varied(
-            "Adapt last block",
-            ("attention", "MLP", "all"),
-            "all",
-            lambda value: {"plan": last_blocks(1, rank=4, layers=r"attn\..*" if value == "attention" else r"mlp\..*")},
+        tuple(
+            (
+                label,
+                Method(
+                    f"Adapt last block, {label}",
+                    f"low-rank updates in the last block, {label}",
+                    last_blocks(1, rank=rank, layers=layers),
+                ),
+            )
+            if label != "all"
+            else (label, of_table("Adapt last block")[0])
+            for label, rank, layers in (
+                ("attention", 4, _ATTENTION),
+                ("MLP", 4, _MLP),
+                ("all", 4, ""),
+                ("attention, rank 11", 11, _ATTENTION),
+                ("MLP, rank 6", 6, _MLP),
+            )
         ),
     ),
     Ablation(
