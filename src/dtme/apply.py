@@ -17,7 +17,7 @@ from dtme.adapting import adapt, adapt_projection
 from dtme.attention import Opened, open_attention
 from dtme.blocks import find_blocks, fused_projections, packing_modules
 from dtme.branches import leaving_modules
-from dtme.crossing import enter, has_run, leave
+from dtme.crossing import enter, leave
 from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
 from dtme.insert import Insert, layer_key
@@ -26,6 +26,7 @@ from dtme.parallel import check_not_distributed
 from dtme.passed_by import watch_for_passing_by
 from dtme.plan import Plan
 from dtme.position_tables import Widened, spanning_tables, widen
+from dtme.remaking import watch_norms
 from dtme.routing import Routing, begin_pass, end_pass, leave_trunk, owner_of
 
 
@@ -98,8 +99,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
-        if name in plan.modulate:
-            handles.append(block.register_forward_hook(has_run, always_call=True))
+        handles += watch_norms(block, insert) if insert.modulated else []
         handles.append(block.register_forward_hook(name_block, always_call=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
         handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []

@@ -20,7 +20,6 @@ from dtme.layout import Layout
 from dtme.modulating import modulated
 from dtme.outputs import map_tensors, tokens_of
 from dtme.parallel import show_streams_plainly
-from dtme.remaking import remake_while_running, stop_remaking
 from dtme.sample_axis import check_companions, check_samples, check_square
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
@@ -28,12 +27,7 @@ from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The forward pre-hook of a block with an insert: see `entered`."""
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    if insert.passage.remaking is not None:  # of a pass that was interrupted
-        stop_remaking(insert)
-    call = entered(insert, block, args, kwargs)
-    if insert.scale is not None:
-        remake_while_running(insert)
-    return call
+    return entered(insert, block, args, kwargs)
 
 
 def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -48,7 +42,7 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     given: Tensor = take(args, kwargs, key)
     _check(insert, block, (args, kwargs), key, layout)
     rows, ids = given.shape[layout.batch], insert.routing.rows
-    passage.appended, passage.held, passage.batch_dim = 0, None, layout.batch
+    passage.appended, passage.held, passage.recipe, passage.batch_dim = 0, None, None, layout.batch
     if ids is None:
         passage.groups = _groups(insert, given)
         lanes = len(passage.groups)
@@ -95,6 +89,7 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     check_all_ran(insert)
     passage = insert.passage
+    passage.recipe = None
     if not (passage.appended or passage.held or len(passage.groups) > 1):
         return output
     given: Tensor = take(args, kwargs, tokens_key(args, kwargs, insert.argument_names))
@@ -110,12 +105,6 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
         output = map_tensors(output, split)
     return output
-
-
-def has_run(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """A forward hook of a block with modulators that is called where its forward fails, too."""
-    insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    stop_remaking(insert)
 
 
 def _is_passed_by(insert: Insert, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

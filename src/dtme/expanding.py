@@ -157,10 +157,10 @@ def _appended(
     whole = append(tokens, extra, layout)
     passage = insert.passage
     passage.appended = count
-    if passage.recipe is not None:
-        of_tokens = passage.recipe
-        make = partial(_made_and_appended, make=of_tokens.make, layout=layout)
-        passage.recipe = Recipe(whole, make, (extra, *of_tokens.sources)) if of_tokens.made is tokens else None
+    recipe, passage.recipe = passage.recipe, None
+    if recipe is not None and recipe.made is tokens:
+        make = partial(_made_and_appended, make=recipe.make, layout=layout)
+        passage.recipe = Recipe(whole, make, (extra, *recipe.sources), whole._version)
 
     def widened(place: int | str, value: Any) -> Any:
         name = place if isinstance(place, str) else "".join(insert.argument_names[place : place + 1])

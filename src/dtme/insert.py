@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from dtme._shapes import Float
 from dtme.adaptation import Linear, linear_layers
@@ -35,12 +34,14 @@ class Recipe:
     Attributes:
         made: The tokens.
         make: Makes the same again, to the bit.
-        sources: Out of these.
+        sources: Out of these, the tokens before last.
+        version: Of the tokens, when they were made.
     """
 
     made: Tensor
     make: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
+    version: int
 
 
 @dataclass
@@ -59,7 +60,6 @@ class Passage:
         lane_samples: Samples of a lane.
         idle: Adapted layers that have not been called yet.
         recipe: How the tokens that the block runs on are made, where they are modulated.
-        remaking: What keeps operations of the block from keeping them.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
     """
 
@@ -71,8 +71,11 @@ class Passage:
     lane_samples: int = 0
     idle: set[str] = field(default_factory=set)
     recipe: Recipe | None = None
-    remaking: saved_tensors_hooks | None = None
     held: tuple[Lanes, Call, Places] | None = None
+
+    def __reduce__(self) -> tuple[type[Passage], tuple[()]]:
+        """Copies of a model begin with a pass of their own."""
+        return Passage, ()
 
 
 class Insert(nn.Module):

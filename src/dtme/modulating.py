@@ -32,13 +32,15 @@ def modulated(insert: Insert, given: Tensor, lanes: int, layout: Layout) -> Tens
     shape = [1] * unfolded.ndim
     shape[layout.batch], shape[_behind_lanes(layout.channel)] = lanes, insert.width
     scale, shift = rows_of(insert.scale, places, 1.0), rows_of(insert.shift, places, 0.0)
-    sources = unfolded, scale.view(shape), shift.view(shape)
-    made = _folded(*sources, dim=layout.batch)
-    insert.passage.recipe = Recipe(made, partial(_folded, dim=layout.batch), sources)
+    sources = scale.view(shape), shift.view(shape), unfolded
+    make = partial(_folded, dim=layout.batch)
+    made = make(*sources)
+    if made.requires_grad and not torch.compiler.is_compiling():
+        insert.passage.recipe = Recipe(made, make, sources, made._version)
     return made
 
 
-def _folded(unfolded: Tensor, scale: Tensor, shift: Tensor, dim: int) -> Tensor:
+def _folded(scale: Tensor, shift: Tensor, unfolded: Tensor, dim: int) -> Tensor:
     return modulate(unfolded, scale, shift).flatten(dim, dim + 1)
 
 

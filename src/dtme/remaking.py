@@ -1,64 +1,70 @@
 """Modulated tokens are made again on the way back, so that streams keep no more than their number of activations.
 
-For the gradient of its scale a modulator keeps the tokens that it is given. What follows in the block, a norm mostly, keeps
-those that the modulator hands on: the same ones, scaled and shifted. So while the block runs, what is to be kept of them is
-how they are made, and the very same operation makes them again when a gradient needs them.
+For the gradient of its scale a modulator keeps the tokens that it is given. The norm that a block begins with keeps those that
+the modulator hands on: the same ones, scaled and shifted. So that norm keeps how they are made in their place, and the very
+same operation makes them again when its gradient needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dtme.eager import is_transformed
 from dtme.insert import Insert, Recipe
 
-_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+
+def watch_norms(block: nn.Module, insert: Insert) -> Iterator[RemovableHandle]:
+    """Let the norms of a block with modulators keep how modulated tokens are made, where they are given these."""
+    for norm in block.modules():
+        if isinstance(norm, nn.LayerNorm):
+            yield norm.register_forward_hook(partial(_after_norm, insert))
+
+
+def _after_norm(insert: Insert, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    recipe = insert.passage.recipe
+    if recipe is None or not args or args[0] is not recipe.made or is_transformed():
+        return
+    saved = getattr(getattr(output, "grad_fn", None), "_raw_saved_input", None)
+    if saved is None or insert.scale is None or not insert.scale.requires_grad or not _is_as_made(insert, recipe):
+        return
+    try:
+        saved.register_hooks(partial(_pack, recipe.made.data_ptr(), _remade(recipe)), _unpack)
+    except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
+        return
+
+
+def _is_as_made(insert: Insert, recipe: Recipe) -> bool:
+    """Whether nobody has written to the tokens since they were made; past the version counter, too, when first asked."""
+    if recipe.made._version != recipe.version:
+        return False
+    if "remaking" not in insert.tried:
+        with torch.no_grad():
+            if not torch.equal(recipe.make(*recipe.sources), recipe.made):
+                return False
+        insert.tried.add("remaking")
+    return True
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A tensor that an operation keeps for its backward pass.
-
-    Attributes:
-        tensor: Its values, apart from the graph, of which they would make a ring.
-        version: When it was kept.
-    """
-
-    tensor: Tensor
-    version: int
-
-    def again(self) -> Tensor:
-        """The tensor.
-
-        Raises:
-            RuntimeError: The model has written to it since, which would make gradients wrong.
-        """
-        if self.tensor._version != self.version:
-            raise RuntimeError(_WRITTEN.format(f"a tensor of shape {tuple(self.tensor.shape)}"))
-        return self.tensor
-
-
-@dataclass(frozen=True)
-class Made:
-    """How tokens are made, and which view of them is kept.
+class Remade:
+    """Tokens that are made again when they are needed.
 
     Attributes:
         make: Makes them.
         sources: Out of these.
-        view: Sizes, strides and offset.
+        versions: Of these.
     """
 
     make: Callable[..., Tensor]
-    sources: tuple[Kept, ...]
-    view: tuple[tuple[int, ...], tuple[int, ...], int]
+    sources: tuple[Tensor, ...]
+    versions: tuple[int, ...]
 
     def again(self) -> Tensor:
         """The tokens, to the bit.
@@ -66,85 +72,25 @@ class Made:
         Raises:
             RuntimeError: The model has written to what they are made of.
         """
+        if not torch.compiler.is_compiling() and tuple(source._version for source in self.sources) != self.versions:
+            raise RuntimeError(
+                f"tokens of shape {tuple(self.sources[-1].shape)} that a modulator was given were modified by an inplace "
+                "operation before the backward pass that needs them. Write x = x + y instead of x += y in the model."
+            )
         with torch.no_grad():
-            return self.make(*(source.again() for source in self.sources)).as_strided(*self.view)
+            return self.make(*self.sources)
 
 
-_WRITTEN = (
-    "{} was modified by an inplace operation before the backward pass that needs it. Write x = x + y instead of x += y in the "
-    "model; step the optimiser after the backward pass."
-)
+def _remade(recipe: Recipe) -> Remade:
+    """A recipe that keeps tokens as they are, and of what is small and may be stepped or freed meanwhile a copy."""
+    *small, tokens = recipe.sources
+    sources = (*(source.detach().clone() for source in small), tokens.detach())
+    return Remade(recipe.make, sources, tuple(source._version for source in sources))
 
 
-def remaking(recipe: Recipe) -> saved_tensors_hooks:
-    """A context in which no operation keeps some tokens, or views of them, for its backward pass.
-
-    The caller holds the recipe meanwhile, so that no other tensor comes to lie in the place of what it made.
-
-    Example:
-        >>> tokens, scale = torch.randn(2, 3), torch.ones(3, requires_grad=True)
-        >>> recipe = Recipe(tokens * scale, torch.mul, (tokens, scale))
-        >>> with remaking(recipe):
-        ...     cubes = recipe.made**3  # needs what was made on the way back
-        >>> cubes.sum().backward()
-        >>> torch.testing.assert_close(scale.grad, (3 * tokens**3).sum(0))
-    """
-    made, sources = recipe.made, tuple(_kept(source) for source in recipe.sources)
-    # What is kept holds on to its hooks: through them it must not keep the tokens either.
-    return saved_tensors_hooks(partial(_pack, ref(made), made._version, partial(Made, recipe.make, sources)), _unpack)
+def _pack(place: int, remade: Remade, saved: Tensor) -> Remade | Tensor:
+    return remade if saved.data_ptr() == place and saved.is_contiguous() else saved.detach()
 
 
-def _pack(tokens: ReferenceType[Tensor], version: int, remade: Callable[..., Made], saved: Tensor) -> Kept | Made:
-    made = tokens()
-    is_of_made = (
-        made is not None
-        and type(saved) is Tensor
-        and saved.layout == torch.strided
-        and saved.dtype == made.dtype
-        and saved.untyped_storage().data_ptr() == made.untyped_storage().data_ptr()
-        and saved._version == version  # the block has not written to them
-    )
-    view = (tuple(saved.shape), saved.stride(), int(saved.storage_offset())) if is_of_made else None
-    return _kept(saved) if view is None else remade(view)
-
-
-def _kept(tensor: Tensor) -> Kept:
-    return Kept(tensor.detach(), tensor._version)
-
-
-def _unpack(kept: Kept | Made) -> Tensor:
-    return kept.again()
-
-
-def remake_while_running(insert: Insert) -> None:
-    """Let a block that is about to run on modulated tokens keep none of them.
-
-    Not where someone else decides what is kept, as activation checkpointing does, nor where a pass is compiled or
-    transformed: compilers find it out by themselves.
-    """
-    passage = insert.passage
-    if passage.recipe is None:
-        return
-    if is_transformed() or not passage.recipe.made.requires_grad or not _needs_its_tokens(insert):
-        passage.recipe = None
-    elif _autograd._saved_tensors_hooks_is_enabled() and _active() is None:
-        passage.remaking = remaking(passage.recipe)
-        passage.remaking.__enter__()
-
-
-def _needs_its_tokens(insert: Insert) -> bool:
-    """Whether a modulator is trained, so that what tokens are made of is kept in any case."""
-    return insert.scale is not None and insert.scale.requires_grad
-
-
-def stop_remaking(insert: Insert) -> None:
-    """Let operations keep what they need again, once the block has run or failed."""
-    hooks = insert.passage.remaking
-    insert.passage.recipe = insert.passage.remaking = None
-    active = None if hooks is None else _active()
-    if hooks is not None and active is not None and active[0] is hooks.pack_hook:
-        hooks.__exit__()
-
-
-def _active() -> Any:
-    return _autograd._top_saved_tensors_default_hooks(False)
+def _unpack(kept: Remade | Tensor) -> Tensor:
+    return kept.again() if isinstance(kept, Remade) else kept

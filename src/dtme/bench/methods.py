@@ -121,6 +121,11 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
     Method("Adapt last block", "rank-4 updates in the last block", last_blocks(1, rank=4)),
     Method("Adapt r1 last block", "rank-1 updates in the last block", last_blocks(1, rank=1)),
     Method("Adapt r8 last block", "rank-8 updates in the last block", last_blocks(1, rank=8)),
+    Method(
+        "Adapt MLP r12 last block",
+        "rank-12 updates in the MLP of the last block",
+        last_blocks(1, rank=12, layers=r"mlp\..*"),
+    ),
     Method("Adapt r16 last block", "rank-16 updates in the last block", last_blocks(1, rank=16)),
     Method("Adapt within 1.5 x", "rank-4 updates within 1.5 times MT's inference", within_cost(1.5)),
     Method(
@@ -208,11 +213,18 @@ _TUNED = (
     "Adapt last 2",
     "Adapt last block",
     "Adapt r8 last block",
+    "Adapt MLP r12 last block",
     "own last block",
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
 )
-_EVEN = ("TM+TE", "Adapt r8 last block", "MT as long as Adapt r8 last block")
+_EVEN = (
+    "TM+TE",
+    "Adapt r8 last block",
+    "Adapt MLP r12 last block",
+    "own last block",
+    "MT as long as Adapt r8 last block",
+)
 
 
 def _weighted(
