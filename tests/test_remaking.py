@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import dtme
@@ -118,8 +119,9 @@ def images() -> Tensor:
     return torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
 
 
-def loss(model: Model) -> Tensor:
-    return torch.stack([out.square().mean() for out in model(images()).values()]).sum()
+def loss(model: Model, given: Tensor | None = None) -> Tensor:
+    outputs = model(images() if given is None else given)
+    return torch.stack([out.square().mean() for out in outputs.values()]).sum()
 
 
 def gradients(model: Model, **how: Any) -> list[Tensor]:
@@ -255,6 +257,21 @@ def test_a_model_whose_pass_was_cut_short_can_be_copied_and_goes_on(error: type[
     twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))  # noqa: S301 - its own
     for twin in twins:
         assert all(torch.equal(a, b) for a, b in zip(gradients(twin), gradients(model), strict=True))
+
+
+def test_tokens_without_values_are_kept_as_ever():
+    value = loss(modulated().eval().to("meta"), images().to("meta"))
+    value.backward()
+    assert value.is_meta
+
+
+def test_tokens_of_a_wrapper_are_kept_as_ever():
+    model = modulated().eval()
+    weight = model.embed.weight.detach()
+    model.embed.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    with dtme.tasks(model, "depth"):
+        model(images())["depth"].square().mean().backward()
+    assert last(model).dtme.scale.grad is not None
 
 
 def test_nothing_is_held_between_passes():

@@ -42,7 +42,7 @@ def _after_norm(insert: Insert, norm: nn.Module, args: tuple[Any, ...], output: 
 
 def _is_as_made(insert: Insert, recipe: Recipe) -> bool:
     """Whether nobody has written to the tokens since they were made; past the version counter, too, when first asked."""
-    if recipe.made._version != recipe.version:
+    if type(recipe.made) is not Tensor or recipe.made.is_meta or recipe.made._version != recipe.version:
         return False
     if "remaking" not in insert.tried:
         with torch.no_grad():
