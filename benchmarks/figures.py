@@ -24,6 +24,7 @@ SHOWN = (
     "Adapt r8 last block",
     "own last block",
     "Adapt r8 last block, even gradients",
+    "own last block, even gradients",
     "MT as long as Adapt r8 last block, even gradients",
     *(
         f"{name}, tuned weights"

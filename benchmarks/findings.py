@@ -48,6 +48,9 @@ FROM_TUNED = (
     "MT, even gradients",
     "Adapt r8 last block, even gradients",
     "MT as long as Adapt r8 last block, even gradients",
+    "Adapt MLP r12 last block",
+    "Adapt MLP r12 last block, even gradients",
+    "own last block, even gradients",
 )
 """Rows from a plateau that was reached with tuned weights."""
 
