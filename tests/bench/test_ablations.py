@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(options.REGIMES, "plateau", RECIPE)
-        for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "conflict", "cosines"):
+        for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "position", "conflict", "cosines"):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
             cli.main()
@@ -67,7 +67,9 @@ def test_an_unknown_ablation_lists_all():
         ablation_of("ranks")
 
 
-@pytest.mark.parametrize("name", ["trunk", "analysis", "rounds", "moment", "variance-ratio", "conflict", "cosines"])
+@pytest.mark.parametrize(
+    "name", ["trunk", "analysis", "rounds", "moment", "variance-ratio", "position", "conflict", "cosines"]
+)
 def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
     assert "<svg" in (folder / f"ablation-{name}.svg").read_text(encoding="utf-8")
     runs = read_lines(folder / f"ablation-{name}.jsonl")
@@ -101,6 +103,13 @@ def test_a_frozen_trunk_stays_and_all_else_moves(folder: Path):
     inserts = {key: value for key, value in weights(folder, "TM+TE, frozen").items() if key.endswith("dtme.scale")}
     assert inserts
     assert all(bool((value != 1).any()) for value in inserts.values())
+
+
+def test_modulators_behind_norms_part_streams_at_the_block_around_them(folder: Path):
+    rows = rows_of(read_lines(folder / "ablation-position.jsonl"), "TM behind norms")
+    assert {row["streams_part_at"] for row in rows.values()} == {"trunk.blocks.3"}
+    scales = [key for key in weights(folder, "TM behind norms") if key.endswith("dtme.scale")]
+    assert len(scales) == 6  # attention and MLP of the last three blocks
 
 
 def test_a_later_moment_is_plain_training_before(folder: Path):

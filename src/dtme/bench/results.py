@@ -165,9 +165,10 @@ def _parameters(bench: Bench, suite: Suite) -> int:
     return sum(p.numel() for p in build(suite.tasks, bench.recipe, bench.seed).parameters())
 
 
-def _in_order(bench: Bench, blocks: Sequence[str]) -> list[str]:
+def _in_order(bench: Bench, places: Sequence[str]) -> list[str]:
+    """The blocks that some places are, or lie in, in the order in which they run."""
     order = ConflictReport.load(bench.out / "report.json").blocks
-    return sorted(blocks, key=order.index)
+    return [block for block in order if any(f"{place}.".startswith(f"{block}.") for place in places)]
 
 
 def _notes(bench: Bench, suite: Suite, first: Mapping[str, Any]) -> list[str]:
