@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import in_turn
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(options.REGIMES, "plateau", RECIPE)
+        patch.setattr(cli.jobs, "run", in_turn.run)
         for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "position", "conflict", "cosines"):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
@@ -80,6 +82,7 @@ def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
 
 def test_a_probe_tells_how_scores_rank_the_gains_of_single_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(options.REGIMES, "plateau", RECIPE)
+    monkeypatch.setattr(cli.jobs, "run", in_turn.run)
     monkeypatch.setattr(sys, "argv", ["dtme", "probe", "scenes", "--seeds", "0", "--out", str(folder)])
     cli.main()
     found = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["correlations"]
