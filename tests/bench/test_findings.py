@@ -11,6 +11,7 @@ from benchmarks import findings
 from dtme.bench.ablations import ablation_of
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import TUNED_WEIGHTS
+from dtme.bench.options import REGIMES
 
 FAKE = """#!/bin/sh
 echo "$@" >> {log}
@@ -80,3 +81,12 @@ def test_tuned_weights_are_the_best_of_those_compared_on_the_validation_split(su
     assert best.weights is not None
     assert best.weights != "even"
     assert best.weights[suite] == pytest.approx(TUNED_WEIGHTS[suite])
+
+
+@pytest.mark.parametrize("suite", ["nuclei", "scenes"])
+def test_learning_rates_are_the_best_of_those_compared_to_a_fifth_of_a_point(suite: str):
+    """The spread of a seed is as large, so that what is less apart is not told apart by the one that was run."""
+    path = findings.ROOT / "results" / "tuning" / f"{suite}-rates.json"
+    found = {(line["row_rate"], line["head_rate"]): line["sum"] for line in json.loads(path.read_text())["scores"]}
+    recipe = REGIMES["plateau"]
+    assert max(found.values()) - found[recipe.row_rate, recipe.head_rate] < 0.2
