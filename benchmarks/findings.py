@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtme.bench.ablation_table import SUITES
 from dtme.bench.ablations import ABLATIONS
 from dtme.bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("nuclei", "scenes")
 KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "probe", "ablations")
 SETTLED = (
     "MT 2x",

@@ -42,11 +42,12 @@ def _after_norm(insert: Insert, norm: nn.Module, args: tuple[Any, ...], output: 
 
 def _is_as_made(insert: Insert, recipe: Recipe) -> bool:
     """Whether nobody has written to the tokens since they were made; past the version counter, too, when first asked."""
-    if type(recipe.made) is not Tensor or recipe.made.is_meta or recipe.made._version != recipe.version:
+    made = recipe.made
+    if type(made) is not Tensor or made.is_meta or not made.is_contiguous() or made._version != recipe.version:
         return False
     if "remaking" not in insert.tried:
         with torch.no_grad():
-            if not torch.equal(recipe.make(*recipe.sources), recipe.made):
+            if not torch.equal(recipe.make(*recipe.sources), made):
                 return False
         insert.tried.add("remaking")
     return True
@@ -89,7 +90,7 @@ def _remade(recipe: Recipe) -> Remade:
 
 
 def _pack(place: int, remade: Remade, saved: Tensor) -> Remade | Tensor:
-    return remade if saved.data_ptr() == place and saved.is_contiguous() else saved.detach()
+    return remade if saved.data_ptr() == place else saved.detach()  # a copy of the norm's own, as autocast makes one
 
 
 def _unpack(kept: Remade | Tensor) -> Tensor:
