@@ -36,7 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(options.REGIMES, "plateau", RECIPE)
         patch.setattr(cli.jobs, "run", in_turn.run)
-        for name in ("trunk", "analysis", "rounds", "moment", "variance-ratio", "position", "conflict", "cosines"):
+        for name in (
+            "trunk",
+            "analysis",
+            "rounds",
+            "moment",
+            "variance-ratio",
+            "position",
+            "conflict",
+            "cosines",
+            "copies-moment",
+        ):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
             cli.main()
@@ -128,6 +138,20 @@ def test_a_later_moment_is_plain_training_before(folder: Path):
         own["wall_clock_ratio"] - own["analysis_share"] for own in (row, whole)
     ]  # analyses were timed beside others
     assert trained[0] < trained[1]
+
+
+def test_copies_may_come_later_and_learn_faster(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    run = run_of(bench, bench.load(), method_of("own last 2, rate 3, 40%"))
+    assert run.step == 3  # of 8
+    own = {id(parameter) for _, parameter in run.model.added_parameters()}
+    rates = {group["rate"] for group in run.made.param_groups if own.issuperset(map(id, group["params"]))}
+    assert rates == {RECIPE.low_rank_rate} == {3.0}
+    results = read_lines(folder / "ablation-copies-moment.jsonl")
+    late, whole = (rows_of(results, f"own last 2, rate 3, {share}")[0] for share in ("40%", "0%"))
+    assert late["step_flops"] == whole["step_flops"]
+    assert late["flops_ratio"] < whole["flops_ratio"]
+    assert late["analysis_share"] == 0  # copies need none, though one is made at every branch point
 
 
 def test_another_variance_ratio_divides_the_space_elsewhere(folder: Path):

@@ -146,6 +146,12 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
         rate="insert_rate",
     ),
     Method("own last block", "a copy of the last block per task", change=own_blocks(1)),
+    Method(
+        "own last block, rate 3",
+        "a copy of the last block per task, at three times the trunk's rate",
+        change=own_blocks(1),
+        rate="low_rank_rate",
+    ),
     Method("own last half", "copies of the last half of the blocks per task", change=own_blocks(None)),
     Method(
         "LoRA per task, last block",
@@ -215,6 +221,7 @@ _TUNED = (
     "Adapt r8 last block",
     "Adapt MLP r12 last block",
     "own last block",
+    "own last block, rate 3",
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
 )
@@ -223,6 +230,7 @@ _EVEN = (
     "Adapt r8 last block",
     "Adapt MLP r12 last block",
     "own last block",
+    "own last block, rate 3",
     "MT as long as Adapt r8 last block",
 )
 

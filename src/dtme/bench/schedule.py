@@ -62,7 +62,7 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
                 method.name,
                 finish,
                 (bench, method.name),
-                after=("MT, first steps" if method.shape is None else start_of_its_own(method),),
+                after=(method.branch.name if method.shape is None else start_of_its_own(method),),
             )
             for method in wanted
             if method not in (*priced, *inserting) and method.name != "ST"

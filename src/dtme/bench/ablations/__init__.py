@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dtme.bench.ablations.of_copies import OF_COPIES
 from dtme.bench.ablations.of_inserts import OF_INSERTS
 from dtme.bench.ablations.of_loss_weights import OF_LOSS_WEIGHTS
 from dtme.bench.ablations.of_the_paper import OF_THE_PAPER
 from dtme.bench.ablations.varied import Ablation
 
-ABLATIONS = (*OF_THE_PAPER, *OF_INSERTS, *OF_LOSS_WEIGHTS)
+ABLATIONS = (*OF_THE_PAPER, *OF_INSERTS, *OF_COPIES, *OF_LOSS_WEIGHTS)
 
 
 def ablation_of(name: str) -> Ablation:

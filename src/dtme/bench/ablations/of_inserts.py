@@ -57,6 +57,12 @@ OF_INSERTS = (
         setting("Adapt last block", "low_rank_rate", ("0.3", "1", "3", "10"), "3", "rate"),
     ),
     Ablation(
+        "even-rate",
+        "learning rate of rank-12 updates in the MLP of the last block, under even weights",
+        "multiple of the trunk's",
+        setting("Adapt MLP r12 last block, even gradients", "low_rank_rate", ("3", "10", "30"), "3", "rate"),
+    ),
+    Ablation(
         "insert-decay",
         "weight decay of modulators and task tokens",
         "decay",
