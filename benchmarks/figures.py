@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib
 
 from dtme.bench.ablation_table import SUITES
-from dtme.bench.ablations import ABLATIONS
+from dtme.bench.ablations import ABLATIONS, ablation_of
 from dtme.bench.arms import draw
 from dtme.bench.lines import read_lines
-from dtme.bench.outlook import gains_by_cost
+from dtme.bench.outlook import CARRYING, gains_by_cost, gains_by_parameters
 from dtme.viz.score_correlations import score_correlations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +60,12 @@ if __name__ == "__main__":
             drawn = ROOT / "docs" / "images" / "ablations" / f"{path.stem}.svg"
             drawn.parent.mkdir(parents=True, exist_ok=True)
             print(draw(ablation, read_lines(path), drawn).relative_to(ROOT))
+    for suite in SUITES:
+        paths = {name: ROOT / "results" / "ablations" / f"{suite}-{name}.jsonl" for name in CARRYING}
+        drawn = ROOT / "docs" / "images" / f"{suite}-carried.svg"
+        carried = [(ablation_of(name), read_lines(path)) for name, path in paths.items() if path.exists()]
+        gains_by_parameters(carried).savefig(drawn, metadata={"Date": None})
+        print(drawn.relative_to(ROOT))
     for path in sorted((ROOT / "results").glob("*-probe.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"

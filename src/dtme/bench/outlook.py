@@ -1,4 +1,4 @@
-"""From the rows of a table to the figure of gains against costs."""
+"""From rows to the figures of what is gained: against what it costs, and against the parameters that streams carry."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dtme.bench.ablations import Ablation
+from dtme.bench.branch_point import BranchPoint
 from dtme.bench.catalogue import method_of
 from dtme.bench.lines import rows_of
 from dtme.bench.methods import Method
@@ -15,6 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dtme.viz.gain_by_cost import Point
+    from dtme.viz.gain_by_parameters import Carried
+
+CARRYING = (
+    "contents",
+    "position",
+    "tokens",
+    "modulator",
+    "fraction",
+    "layers",
+    "rank",
+    "up-to-copies",
+    "copies-moment",
+)
+"""The ablations that vary what streams carry, or in how many blocks."""
 
 
 def gains_by_cost(runs: Sequence[Mapping[str, Any]]) -> Figure:
@@ -30,6 +46,40 @@ def gains_by_cost(runs: Sequence[Mapping[str, Any]]) -> Figure:
     gap = _against_plain(runs, "ST")[0]
     title = f"{runs[0]['suite']}: what is gained, and what it costs"
     return gain_by_cost(title, points, gap, len(runs))
+
+
+def gains_by_parameters(found: Sequence[tuple[Ablation, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """The figure of some ablations on one suite: all arms that insert something at the start.
+
+    Args:
+        found: Ablations, and their results with rows of ST and MT, one per seed; arms that several have are drawn once.
+    """
+    from dtme.viz.gain_by_parameters import gain_by_parameters
+
+    points: dict[str, Carried] = {}
+    runs: Sequence[Mapping[str, Any]] = ()
+    for ablation, runs in found:
+        for _, method in ablation.arms:
+            if method.branch == BranchPoint() and (method.plan is not None or method.change is not None):
+                points[method.name] = _carried(runs, method)
+    title = f"{runs[0]['suite']}: what streams gain by what they carry"
+    return gain_by_parameters(title, list(points.values()), _against_plain(runs, "ST")[0], len(runs))
+
+
+def _carried(runs: Sequence[Mapping[str, Any]], method: Method) -> Carried:
+    from dtme.viz.gain_by_parameters import Carried
+
+    rows = rows_of(runs, method.name).values()
+    percent, cost = (
+        statistics.fmean(row[of] for row in rows) for of in ("parameters_added_percent", "wall_clock_ratio")
+    )
+    return Carried(_contents(method), percent, cost, *_against_plain(runs, method.name))
+
+
+def _contents(method: Method) -> str:
+    if method.plan is None:
+        return "copies"
+    return "updates" if method.name.startswith("Adapt") else "mixed" if "Adapt" in method.name else "paper"
 
 
 def _point(runs: Sequence[Mapping[str, Any]], method: Method) -> Point:

@@ -97,6 +97,17 @@ def after_norm(*, entry: bool) -> Planner:
     return plan
 
 
+def beside_updates(*, rank: int, layers: str, behind_norms: bool) -> Planner:
+    """Low-rank updates in the last block with modulators beside them, at its entry or behind both of its norms."""
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        block = report.blocks[-1]
+        placed = [f"{block}.attn", f"{block}.mlp"] if behind_norms else [block]
+        return replace(_at(report, [block], False, False, rank, layers), modulate=dict.fromkeys(placed, report.tasks))
+
+    return plan
+
+
 def within_cost(max_cost: float, rank: int = 4) -> Planner:
     """Low-rank updates where they resolve most conflict within a budget of inference."""
 

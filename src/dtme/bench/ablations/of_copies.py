@@ -7,6 +7,7 @@ from dataclasses import replace
 from dtme.bench.ablations.varied import Ablation, of_table
 from dtme.bench.branch_point import BranchPoint
 from dtme.bench.methods import Method
+from dtme.bench.placements import beside_updates, last_blocks
 from dtme.bench.rivals import own_blocks
 
 _LAST, _LAST_FAST = of_table("own last block", "own last block, rate 3")
@@ -32,7 +33,37 @@ def _last(count: int, moment: float) -> Method:
     )
 
 
+_MLP = r"mlp\..*"
+
+
+def _beside(where: str, behind_norms: bool) -> Method:
+    return Method(
+        f"Adapt MLP r12 last block, TM {where}",
+        f"rank-12 updates in the MLP of the last block, and modulators {where}",
+        beside_updates(rank=12, layers=_MLP, behind_norms=behind_norms),
+    )
+
+
 OF_COPIES = (
+    Ablation(
+        "up-to-copies",
+        "from rank-12 updates in the MLP of the last block to a copy of the block",
+        "contents",
+        (
+            ("MLP, rank 12", of_table("Adapt MLP r12 last block")[0]),
+            ("and TM at the entry", _beside("at its entry", False)),
+            ("and TM behind the norms", _beside("behind its norms", True)),
+            (
+                "MLP, rank 24",
+                Method(
+                    "Adapt MLP r24 last block",
+                    "updates of full rank in the MLP of the last block",
+                    last_blocks(1, rank=24, layers=_MLP),
+                ),
+            ),
+            ("copy", _LAST_FAST),
+        ),
+    ),
     Ablation(
         "copies-rate",
         "learning rate of copies of the last block",
