@@ -57,13 +57,13 @@ def gains_by_parameters(found: Sequence[tuple[Ablation, Sequence[Mapping[str, An
     from dtme.viz.gain_by_parameters import gain_by_parameters
 
     points: dict[str, Carried] = {}
-    runs: Sequence[Mapping[str, Any]] = ()
     for ablation, runs in found:
         for _, method in ablation.arms:
             if method.branch == BranchPoint() and (method.plan is not None or method.change is not None):
                 points[method.name] = _carried(runs, method)
-    title = f"{runs[0]['suite']}: what streams gain by what they carry"
-    return gain_by_parameters(title, list(points.values()), _against_plain(runs, "ST")[0], len(runs))
+    first = found[0][1]
+    title = f"{first[0]['suite']}: what streams gain by what they carry"
+    return gain_by_parameters(title, list(points.values()), _against_plain(first, "ST")[0], len(first))
 
 
 def _carried(runs: Sequence[Mapping[str, Any]], method: Method) -> Carried:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from dtme.viz.palette import FAINT, METHODS, MUTED, QUALITATIVE
 from dtme.viz.sheet import canvas, house_style, panel, sheet, text_width
@@ -89,9 +90,11 @@ def gain_by_parameters(title: str, points: Sequence[Carried], gap: float, seeds:
             [point.parameters] * 2, [point.mean - width, point.mean + width], color=colour, alpha=0.3, linewidth=1
         )
         axes.plot([point.parameters], [point.mean], marker, color=colour, markersize=5.5, alpha=0.9)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g} %" if str(value)[0] in "25" or value < 0 else "")
-    axes.tick_params(which="both", length=0, labelsize=7.5)
+    left, right = axes.get_xlim()
+    shown = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5) if left <= step * 10.0**power <= right]
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(shown, [f"{share:g} %" for share in shown])
+    axes.tick_params(length=0, labelsize=7.5)
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
