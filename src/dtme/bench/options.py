@@ -26,10 +26,11 @@ class Options:
             same trunk, which then moves little.
         seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
         steps: Training steps of each row, if not the recipe's.
+        width: Channels of the trunk, if not the recipe's: what rows begin with is then trained anew, once.
         weights: Of the losses, from the start of what rows begin with: `common`, those in common use, or `tuned`, those that
             serve plain training best.
-        out: Folder of the results, by default runs/SUITE-REGIME, with -tuned for such weights. What is finished there is used
-            again.
+        out: Folder of the results, by default runs/SUITE-REGIME, with -tuned for such weights and -wide64 for such a width. What
+            is finished there is used again.
     """
 
     suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional]
@@ -37,13 +38,15 @@ class Options:
     regime: Literal["transfer", "plateau", "settled"] = "plateau"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int | None = None
+    width: int | None = None
     weights: Literal["common", "tuned"] = "common"
     out: Path | None = None
 
     def folder(self, suffix: str = "") -> Path:
         """Of the results."""
         weights = "-tuned" if self.weights == "tuned" else ""
-        return self.out or Path("runs") / f"{self.suite}-{self.regime}{weights}{suffix}"
+        width = "" if self.width is None else f"-wide{self.width}"
+        return self.out or Path("runs") / f"{self.suite}-{self.regime}{weights}{width}{suffix}"
 
     def benches(self, folder: Path, held_out: Literal["test", "val"] = "test") -> Sequence[Bench]:
         """One benchmark run per seed.
@@ -54,6 +57,8 @@ class Options:
         recipe = REGIMES[self.regime]
         if self.steps is not None:
             recipe = replace(recipe, steps=self.steps, expand_at=min(recipe.expand_at, self.steps // 10))
+        if self.width is not None:
+            recipe = replace(recipe, width=self.width)
         if not self.seeds:
             raise ValueError("seeds: give at least one whole number.")
         return [

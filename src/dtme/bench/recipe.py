@@ -72,6 +72,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.size % self.patch:
             raise ValueError(f"size={self.size}: patches of {self.patch} pixels do not tile it. Give a multiple.")
+        if self.width < 1 or self.width % self.attention_heads:
+            raise ValueError(f"width={self.width}: {self.attention_heads} heads do not divide it. Give a multiple.")
         if not 0 <= self.expand_at < self.steps:
             raise ValueError(f"expand_at={self.expand_at}: give a step before the last of {self.steps}.")
 
