@@ -17,6 +17,7 @@ from dtme.adapting import adapt, adapt_projection
 from dtme.attention import Opened, open_attention
 from dtme.blocks import find_blocks, fused_projections, packing_modules
 from dtme.branches import leaving_modules
+from dtme.copying import Branched, branch
 from dtme.crossing import enter, leave
 from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
@@ -39,12 +40,12 @@ class Applied:
     blocks: tuple[str, ...]
     packing: tuple[str, ...]
     fused: tuple[str, ...]
-    handles: list[RemovableHandle | Opened | Widened]
+    handles: list[RemovableHandle | Opened | Widened | Branched]
     first_backward: FirstBackward
 
 
 def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | str] | None = None) -> nn.Module:
-    """Insert the modulators, task tokens and low-rank updates of a plan into a model, in place.
+    """Insert the modulators, task tokens, low-rank updates and copies of a plan into a model, in place.
 
     The model's classes, its own parameters and their state-dict keys stay as they are; each block from the first insert
     on gets a child module `dtme`. Afterwards `model(x)` computes all tasks in one pass: the trunk once up to the block
@@ -102,6 +103,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles += watch_norms(block, insert) if insert.modulated else []
         handles.append(block.register_forward_hook(name_block, always_call=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
+        handles += [branch(block)] if insert.copied else []
         handles += [widen(attention) for attention in spanning_tables(block).values()] if insert.expanded else []
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
@@ -115,7 +117,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     for module in fused.values():
         module.qkv_bias_separate = True
     _forget_compiled()
-    given = {task for place in (plan.modulate, plan.expand, plan.adapt) for tasks in place.values() for task in tasks}
+    placed = (plan.modulate, plan.expand, plan.adapt, plan.copies)
+    given = {task for place in placed for tasks in place.values() for task in tasks}
     first_backward = watch(model, routing, given)
     applied = Applied(plan, routing, tuple(blocks), tuple(packing), tuple(fused), handles, first_backward)
     object.__setattr__(model, "_dtme", applied)

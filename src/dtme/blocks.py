@@ -42,7 +42,9 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None
         >>> list(find_blocks(encoder, [-1]))
         ['layers.2']
     """
-    modules = dict(model.named_modules())
+    modules = {
+        name: module for name, module in model.named_modules() if "dtme" not in name.split(".")
+    }  # no copies of blocks
     if blocks is None:
         found = _repeated_with_attention(modules)
         if not found:

@@ -59,7 +59,7 @@ def resolved(report: ConflictReport, plan: Plan) -> float:
     total = 0.0
     for place, block in enumerate(report.blocks):
         expanding = () if plan.joint_tokens else plan.expand.get(block, ())
-        in_range = {*plan.modulate.get(block, ()), *plan.adapt.get(block, ())}
+        in_range = {task for place in (plan.modulate, plan.adapt, plan.copies) for task in place.get(block, ())}
         groups = refine(groups, (*in_range, *expanding))
         for inserted, rates in ((in_range, report.range_rate), (set(expanding), report.null_rate)):
             measured = known(rates)

@@ -145,8 +145,10 @@ def _shares(
     for name, insert in model.named_modules():
         if isinstance(insert, Insert):
             for own, tensor in insert.state_dict(keep_vars=True).items():
-                rows = values(tensor)
-                for row, task in enumerate(insert.tasks_of(own)):
+                rows, holders = values(tensor), insert.tasks_of(own)
+                if own.startswith("copies."):  # of one task: copies.PLACE.PARAMETER
+                    own, rows = f"copies.{own.split('.', 2)[2]}", rows.unsqueeze(0)
+                for row, task in enumerate(holders):
                     if task in tasks:
                         yield f"{name}.{own}.{task}", rows[row]
 
@@ -166,7 +168,8 @@ def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     def own(placement: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         return {block: tuple(task for task in tasks if task in kept) for block, tasks in placement.items()}
 
-    return replace(plan, modulate=own(plan.modulate), expand=own(plan.expand), adapt=own(plan.adapt))
+    placed = {name: own(getattr(plan, name)) for name in ("modulate", "expand", "adapt", "copies")}
+    return replace(plan, **placed)
 
 
 def _plan_for(

@@ -71,7 +71,7 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
 
     Every block runs once per stream, and so does what lies between blocks; task tokens lengthen the sequence of the streams
     that have some, and those that have none run apart from them; low-rank updates are made in all streams that run
-    together as soon as one of them has one.
+    together as soon as one of them has one. A copy of a block runs in the block's place, on the stream of its task.
 
     Raises:
         ValueError: A block did not run on its own in the pass that was counted, or cannot take what the plan inserts.
@@ -93,8 +93,11 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
     total, streams = flops.once, {}
     for name, block in flops.blocks.items():
         expanded, adapted = plan.expand.get(name, ()), plan.adapt.get(name, ())
-        groups = refine(groups, (*plan.modulate.get(name, ()), *adapted, *(() if plan.joint_tokens else expanded)))
-        if plan.joint_tokens or not expanded:
+        groups = refine(groups, plan.parting(name))
+        own = [(group,) for group in groups if group[0] in plan.copies.get(name, ())]
+        if own:
+            passes = [*((group, 0) for group in own), (tuple(group for group in groups if (group,) not in own), 0)]
+        elif plan.joint_tokens or not expanded:
             passes = [(groups, plan.tokens_per_task * len(expanded))]
         else:
             having = tuple(group for group in groups if group[0] in expanded)

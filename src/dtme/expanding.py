@@ -60,7 +60,7 @@ def expanded(insert: Insert, block: nn.Module, call: Call, key: int | str, lanes
         if not len(having):
             return call
         if len(lacking):
-            choose = partial(_of_lanes, insert, call, key, lanes, layout, rows, length)
+            choose = partial(of_lanes, insert, call, key, lanes, layout, rows, length)
             passage.held = order, choose(lacking), at(adapting, lacking) if insert.adapted else []
             call, places = choose(having), at(places, having)
             passage.adapting = at(adapting, having) if insert.adapted else []
@@ -113,7 +113,7 @@ def _rejoined(having: Tensor, held: Tensor, order: Lanes, dim: int) -> Tensor:
     return choose_lanes(torch.cat([having, held], dim), len(order), order, dim)
 
 
-def _of_lanes(
+def of_lanes(
     insert: Insert, call: Call, key: int | str, lanes: int, layout: Layout, rows: int, length: int, chosen: Lanes
 ) -> Call:
     """The call for some of its lanes."""

@@ -25,7 +25,7 @@ from dtme.outputs import tensors_of
 from dtme.routing import Routing
 
 Place = tuple[str, str, str]
-"""A task, what it has been given (`"modulator"`, `"task tokens"`, `"adaptation"`) and the block."""
+"""A task, what it has been given (`"modulator"`, `"task tokens"`, `"adaptation"`, `"copy"`) and the block."""
 
 _STOCHASTIC_DEPTH = re.compile(r"drop_?path|stochastic_?depth", re.IGNORECASE)
 
@@ -103,8 +103,11 @@ class FirstBackward:
         if inserted is not None:
             gradient = parameter.grad
             # An optimiser may have used the gradient and dropped it; of one that is sharded each process sees a part.
-            plain = gradient is not None and type(gradient) is Tensor
-            self._received[inserted] = (gradient != 0).flatten(1).any(1) if plain else None
+            if gradient is None or type(gradient) is not Tensor:
+                self._received[inserted] = None
+                return
+            rows = gradient.unsqueeze(0) if ".copies." in inserted else gradient  # a copy is of one task
+            self._received[inserted] = (rows != 0).flatten(1).any(1)
 
     def _end(self, model: nn.Module) -> None:
         self._running = False
@@ -150,7 +153,8 @@ class FirstBackward:
 
 
 def _kind_of(own: str) -> str:
-    return "task tokens" if own == "tokens" else "adaptation" if own.startswith("low_rank.") else "modulator"
+    kinds = {"tokens": "task tokens", "low_rank": "adaptation", "copies": "copy"}
+    return kinds.get(own.split(".")[0], "modulator")
 
 
 def _skips_samples(block: nn.Module) -> bool:

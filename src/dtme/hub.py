@@ -96,7 +96,9 @@ def write_card(folder: Path, plan: Plan, tasks: Sequence[str], base: str, reposi
         return
     rows = "\n".join(
         f"| `{block}` | "
-        + " | ".join(", ".join(place.get(block, ())) or "-" for place in (plan.modulate, plan.expand, plan.adapt))
+        + " | ".join(
+            ", ".join(place.get(block, ())) or "-" for place in (plan.modulate, plan.expand, plan.adapt, plan.copies)
+        )
         + " |"
         for block in plan.blocks
     )
@@ -111,11 +113,11 @@ tags:
 
 # {repository.rpartition("/")[2]}
 
-Task-specific modulators, task tokens and low-rank updates for the tasks {", ".join(tasks)}, inserted into {base} by dtme, an
-implementation of DTME-MTL ([arXiv 2507.07485](https://arxiv.org/abs/2507.07485)).
+Task-specific modulators, task tokens, low-rank updates and copies of blocks
+for the tasks {", ".join(tasks)}, inserted into {base} by dtme, an implementation of DTME-MTL ([arXiv 2507.07485](https://arxiv.org/abs/2507.07485)).
 
-| block | modulators | task tokens ({plan.tokens_per_task} per task) | adaptation (rank {plan.rank}) |
-| --- | --- | --- | --- |
+| block | modulators | task tokens ({plan.tokens_per_task} per task) | adaptation (rank {plan.rank}) | copy of the block |
+| --- | --- | --- | --- | --- |
 {rows}
 
 ```python

@@ -6,6 +6,7 @@ what becomes of them there in `modulating`, `expanding` and `adapting`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,7 @@ class Insert(nn.Module):
         outer: The insert of the block that this one's module is a part of, if that has one: streams are folded there.
         inside: Tasks that parts of the block have inserts for, so that their streams have to part at its entry.
         low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
+        copies: Of the block, one per copied task.
         passage: Of the call just now.
         hiding: A buffer that hides later positions.
         kinds: Of the calls that take task tokens: whether the block hides later positions by itself.
@@ -109,6 +111,7 @@ class Insert(nn.Module):
         self.modulated = tuple(plan.modulate.get(name, ()))
         self.expanded = tuple(plan.expand.get(name, ()))
         self.adapted = tuple(plan.adapt.get(name, ()))
+        self.copied = tuple(plan.copies.get(name, ()))
         tied = fixed_positions(block) if self.expanded else None
         if tied is not None:
             raise ValueError(
@@ -134,6 +137,7 @@ class Insert(nn.Module):
         self.low_rank = nn.ModuleDict(
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
+        self.copies = nn.ModuleList([_copy_of(block) for _ in self.copied])
         self.kinds: dict[Any, bool] = {}
         self.tried: set[str] = set()
         self.entered = self.part_ran = False
@@ -141,10 +145,12 @@ class Insert(nn.Module):
 
     def extra_repr(self) -> str:
         """The tasks, for `print(model)`."""
-        return f"modulated={self.modulated}, expanded={self.expanded}, adapted={self.adapted}"
+        return f"modulated={self.modulated}, expanded={self.expanded}, adapted={self.adapted}, copied={self.copied}"
 
     def tasks_of(self, own: str) -> tuple[str, ...]:
-        """The tasks whose rows a parameter or buffer of the insert stacks, by its name in the insert."""
+        """The tasks whose rows a parameter or buffer of the insert stacks, by its name in the insert; of a copy, its task."""
+        if own.startswith("copies."):
+            return (self.copied[int(own.split(".")[1])],)
         return self.expanded if own == "tokens" else self.adapted if own.startswith("low_rank.") else self.modulated
 
     def changes_tokens(self) -> bool:
@@ -153,7 +159,8 @@ class Insert(nn.Module):
 
     def parting(self) -> tuple[str, ...]:
         """The tasks that have something here, or in a part of the block, that others have not."""
-        return (*self.modulated, *self.adapted, *(() if self.joint else self.expanded), *self.inside)
+        expanded = () if self.joint else self.expanded
+        return (*self.modulated, *self.adapted, *self.copied, *expanded, *self.inside)
 
     def lies_in(self, outer: Insert) -> None:
         """Leave it to a block's insert to fold the streams that this one, of a part of the block, finds folded.
@@ -205,6 +212,14 @@ class Insert(nn.Module):
         else:
             return None
         return f"{done}, if the model runs without the plan."
+
+
+def _copy_of(block: nn.Module) -> nn.Module:
+    """A copy that is trained, though the block itself may be frozen."""
+    own = copy.deepcopy(block)
+    for parameter in own.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return own
 
 
 def layer_key(layer: str) -> str:

@@ -34,6 +34,8 @@ class Plan:
         modulator: `"affine"` (the paper's), or `"batchnorm"` (Tab. 11).
         adapt_layers: Which linear layers of a block are adapted, a regular expression that their whole name in the block
             matches (`"attn.qkv|mlp.fc1"`, `".*(in|out)_proj"` of an `nn.MultiheadAttention`); `None` adapts all.
+        copies: Block name to the tasks that get a copy of the block for themselves (ours, not the paper's); the others go on
+            through the block as it is, so leave one out, or no task trains it. Also the name of a part, `"blocks.11.mlp"`.
         joint_tokens: All tasks share one stream that sees the task tokens of all (the literal reading of Sec. 4.3); by
             default a task's tokens are seen by its own stream alone.
 
@@ -57,6 +59,7 @@ class Plan:
     modulator: Literal["affine", "batchnorm"] = "affine"
     joint_tokens: bool = False
     adapt_layers: str | None = None
+    copies: Placement = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not all(isinstance(task, str) and task for task in self.tasks):
@@ -64,7 +67,7 @@ class Plan:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks={self.tasks!r}: at least one task is needed and no name may occur twice.")
-        for name in ("modulate", "expand", "adapt"):
+        for name in ("modulate", "expand", "adapt", "copies"):
             object.__setattr__(self, name, self._checked(name, getattr(self, name)))
         for name, least in (("tokens_per_task", 1), ("rank", 1)):
             value = getattr(self, name)
@@ -79,6 +82,7 @@ class Plan:
                 raise ValueError(f"adapt_layers={self.adapt_layers!r} is no regular expression ({error}).") from error
         if not isinstance(self.joint_tokens, bool):
             raise ValueError(f"joint_tokens={self.joint_tokens!r}: give True or False.")
+        self._check_copies()
 
     def _checked(self, name: str, placement: Placement) -> dict[str, tuple[str, ...]]:
         if not isinstance(placement, Mapping):
@@ -96,10 +100,31 @@ class Plan:
                 checked[block] = tuple(task for task in self.tasks if task in tasks)
         return checked
 
+    def _check_copies(self) -> None:
+        for block in self.copies:
+            inside = [name for name in self.blocks if name.startswith(f"{block}.")]
+            beside = [name for name in ("expand", "adapt") if block in getattr(self, name)]
+            if inside or beside:
+                raise ValueError(
+                    f"copies[{block!r}]: "
+                    + (f"{inside[0]!r} in it has inserts" if inside else f"{beside[0]} has the block as well")
+                    + ", which copies of the block would not have. Give it copies or those."
+                )
+
     @property
     def blocks(self) -> tuple[str, ...]:
         """Every block that gets an insert."""
-        return tuple(dict.fromkeys([*self.modulate, *self.expand, *self.adapt]))
+        return tuple(dict.fromkeys([*self.modulate, *self.expand, *self.adapt, *self.copies]))
+
+    def parting(self, block: str) -> tuple[str, ...]:
+        """The tasks that have something in a block that others have not, and so go their own way from there on.
+
+        Example:
+            >>> Plan(("a", "b", "c"), {"x.1": ("c",)}, copies={"x.1": ("a",)}).parting("x.1")
+            ('c', 'a')
+        """
+        placements = (self.modulate, self.adapt, self.copies, {} if self.joint_tokens else self.expand)
+        return tuple(dict.fromkeys(task for placement in placements for task in placement.get(block, ())))
 
     def parameters(self, width: int | Mapping[str, int]) -> int:
         """Parameters that the modulators and task tokens of this plan add: 2p a modulator, n p for a task's tokens.
@@ -108,12 +133,12 @@ class Plan:
             width: Channels p of the tokens, one number or one per block.
 
         Raises:
-            ValueError: The plan adapts blocks: their count depends on the shapes of the linear layers; after `apply`,
-                sum over `dtme.added_parameters(model)`.
+            ValueError: The plan adapts or copies blocks: the count depends on the shapes in them; after `apply`, sum over
+                `dtme.added_parameters(model)`.
         """
-        if self.adapt:
+        if self.adapt or self.copies:
             raise ValueError(
-                "parameters(width): low-rank updates are counted by the shapes of a model's linear layers. After apply: "
+                "parameters(width): low-rank updates and copies are counted by the shapes in a model's blocks. After apply: "
                 "sum(p.numel() for _, p in dtme.added_parameters(model))."
             )
         per_token = {block: width if isinstance(width, int) else width[block] for block in self.blocks}

@@ -175,15 +175,18 @@ class ConflictReport:
             modulator=modulator,
         )
 
-    def recommended(self, *, max_cost: float = 1.5, rank: int = 8) -> Plan:
+    def recommended(self, *, max_cost: float = 1.5, rank: int | None = 8) -> Plan:
         """Our own default, not the paper's: low-rank updates for every task in as many of the last blocks as a budget allows.
+
+        Or a copy of these blocks for every task but the first, which goes on through the blocks themselves: it gains more at
+        the same cost, for the parameters of the blocks. Either learns best at about three times the trunk's learning rate.
 
         Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. Weights of
         the losses cost nothing: tune them first, or begin with `even_weights()`. `docs/findings.md` holds the evidence.
 
         Args:
             max_cost: What inference of all tasks may cost, as a multiple of the plain model's.
-            rank: Of the updates.
+            rank: Of the updates; `None` for copies.
 
         Raises:
             ValueError: The report holds no FLOPs, the blocks have no linear layers, or not even the last block fits the budget.
@@ -196,16 +199,19 @@ class ConflictReport:
             ...                         (("", "shared"), ("shared", "")), (0.0,) * 3, 100.0, 0.95, flops=flops)
             >>> list(report.recommended(max_cost=1.5).adapt), list(report.recommended(max_cost=1.8).adapt)
             (['x.2'], ['x.1', 'x.2'])
+            >>> report.recommended(max_cost=1.5, rank=None).copies
+            {'x.2': ('b',)}
         """
         flops = self.flops
         if isinstance(flops, str):
             raise ValueError(
                 f"max_cost: the report holds no FLOPs of the model, without which no cost is known: {flops}"
             )
-        plans = [
-            Plan(self.tasks, adapt=dict.fromkeys(self.blocks[-count:], self.tasks), rank=rank)
-            for count in range(1, len(self.blocks) + 1)
-        ]
+        lasts = [self.blocks[-count:] for count in range(1, len(self.blocks) + 1)]
+        if rank is None:
+            plans = [Plan(self.tasks, copies=dict.fromkeys(last, self.tasks[1:])) for last in lasts]
+        else:
+            plans = [Plan(self.tasks, adapt=dict.fromkeys(last, self.tasks), rank=rank) for last in lasts]
         steps = [Step(price(plan, flops).ratio, float(place), plan) for place, plan in enumerate(plans)]
         return within(steps, max_cost)
 

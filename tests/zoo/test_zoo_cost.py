@@ -32,7 +32,7 @@ def drawn_plans(entry: Entry, count: int) -> list[dtme.Plan]:
         some = {block: tuple(task for task in entry.tasks if draw.random() < 0.5) for block in entry.blocks}
         return {block: tasks for block, tasks in some.items() if wanted and draw.random() < 0.6}
 
-    return [
+    plans = [
         dtme.Plan(
             entry.tasks,
             placed(True),
@@ -45,6 +45,7 @@ def drawn_plans(entry: Entry, count: int) -> list[dtme.Plan]:
         )
         for number in range(count)
     ]
+    return [*plans, dtme.Plan(entry.tasks, placed(True), copies={entry.blocks[1]: entry.tasks[2:], **placed(True)})]
 
 
 @pytest.mark.parametrize("name", KINDS)

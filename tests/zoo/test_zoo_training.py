@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dtme
-from zoo import ZOO, assert_same, everything, filled, gradients_of, loss_of
+from zoo import ZOO, assert_same, everything, filled, gradients_of, inert, loss_of
 
 
 def recompute(trunk: nn.Module) -> bool:
@@ -83,13 +83,13 @@ def test_with_a_frozen_model_the_added_parameters_alone_learn(name: str, frozen_
             parameter.requires_grad_(True)
     added = dict(dtme.added_parameters(model))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.01)
+    optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
     loss = loss_of(model(**entry.inputs()))
     loss.backward()
     optimiser.step()
     assert gradients_of(model).keys() == added.keys()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == added.keys()
+    assert added.keys() - inert(gradients_of(model)) <= moved <= added.keys()
     assert loss_of(model(**entry.inputs())).item() < loss.item()
 
 
@@ -107,9 +107,8 @@ def test_groups_of_parameters_hold_each_once(name: str):
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     loss_of(model(**entry.inputs())).backward()
     optimiser.step()
-    assert {
-        key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])
-    } == added.keys()
+    moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+    assert added.keys() - inert(gradients_of(model)) <= moved <= added.keys()
 
 
 def test_parts_of_a_pass_that_a_recomputation_cannot_tell_apart_are_refused():

@@ -116,16 +116,27 @@ def adaptation(entry: Entry) -> dtme.Plan:
     )
 
 
+def copying(entry: Entry) -> dtme.Plan:
+    """The third task has the second block for itself, the first and the third the last one, and the second a modulator there."""
+    first, second, third = entry.tasks
+    last = entry.blocks[-1]
+    return dtme.Plan(entry.tasks, {last: (second,)}, copies={entry.blocks[1]: (third,), last: (first, third)})
+
+
 def everything(entry: Entry) -> dtme.Plan:
     """All that the model takes, in one plan."""
+    expand = expansion(entry).expand if entry.no_tokens is None else {}
+    adapt = adaptation(entry).adapt if entry.adapt_layers != "" else {}
+    free = [block for block in entry.blocks[1:] if block not in {*expand, *adapt}]
     return dtme.Plan(
         entry.tasks,
         modulation(entry).modulate,
-        expansion(entry).expand if entry.no_tokens is None else {},
-        adaptation(entry).adapt if entry.adapt_layers != "" else {},
+        expand,
+        adapt,
         tokens_per_task=2,
         rank=2,
         adapt_layers=entry.adapt_layers or None,
+        copies=dict.fromkeys(free[:1], entry.tasks[:1]),
     )
 
 
@@ -146,8 +157,12 @@ def filled(model: nn.Module, plan: dtme.Plan) -> Any:
     dtme.apply(model, plan)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, parameter in dtme.added_parameters(model):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.ndim == 2) * 1.0)
+        for name, parameter in dtme.added_parameters(model):
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            if ".copies." in name:  # of weights that are not to become any
+                parameter += noise * (0.1 + parameter.std() if parameter.numel() > 1 else 1.0)
+            else:
+                parameter.copy_(noise + (parameter.ndim == 2) * 1.0)
     return model
 
 
@@ -176,3 +191,12 @@ def loss_of(outputs: Outputs) -> Tensor:
 def gradients_of(model: nn.Module) -> Outputs:
     """The gradients there are, by parameter."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def inert(gradients: Outputs) -> set[str]:
+    """Weights in copies of blocks that no output depends on, such as the bias of keys: their gradient is rounding alone."""
+    return {
+        name
+        for name, gradient in gradients.items()
+        if ".copies." in name and float(gradient.abs().max()) < (1e-7 if gradient.dtype == torch.float32 else 1e-12)
+    }

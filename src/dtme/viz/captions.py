@@ -35,6 +35,7 @@ def of_plan_map(plan: Plan, blocks: tuple[str, ...]) -> str:
         ("Modulators", plan.modulate),
         ("Task tokens", plan.expand),
         ("Low-rank updates", plan.adapt),
+        ("Copies", plan.copies),
     ):
         if placement:
             sentences.append(f"{what} in {', '.join(placement)}.")

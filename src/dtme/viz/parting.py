@@ -27,8 +27,7 @@ def groups_per_block(plan: Plan, blocks: Sequence[str]) -> list[Groups]:
     groups: Groups = (plan.tasks,)
     per_block = []
     for block in blocks:
-        expanding = () if plan.joint_tokens else plan.expand.get(block, ())
-        groups = refine(groups, [*plan.modulate.get(block, ()), *plan.adapt.get(block, ()), *expanding])
+        groups = refine(groups, plan.parting(block))
         per_block.append(groups)
     return per_block
 

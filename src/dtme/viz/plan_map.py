@@ -22,6 +22,7 @@ _INSERTS = {
     "modulate": ("D", 0.0, "modulator: W ⊙ tokens + b"),
     "expand": ("s", 0.55, "task token: joins the tokens for one block"),
     "adapt": ("^", 0.9, "low-rank update of the weights"),
+    "copies": ("P", 0.45, "copy of the block"),
 }
 """Per field of a plan its marker, where on the way through the block it sits, and what it is."""
 

@@ -117,4 +117,4 @@ def _plan(bench: TextBench, name: str) -> dict[str, Any] | None:
     if method.plan is None:
         return None
     plan = method.plan(ConflictReport.load(bench.out / "report.json"), bench.recipe, bench.seed)
-    return {"modulate": list(plan.modulate), "expand": list(plan.expand), "adapt": list(plan.adapt)}
+    return {name: list(getattr(plan, name)) for name in ("modulate", "expand", "adapt", "copies")}
