@@ -22,9 +22,9 @@ SHOWN = (
     "MT, even gradients",
     "TM+TE",
     "Adapt r8 last block",
-    "own last block",
+    "own last block, rate 3",
     "Adapt r8 last block, even gradients",
-    "own last block, even gradients",
+    "own last block, rate 3, even gradients",
     "MT as long as Adapt r8 last block, even gradients",
     *(
         f"{name}, tuned weights"
@@ -36,7 +36,7 @@ SHOWN = (
             "TM+TE random, same cost",
             "Adapt r8 last block",
             "Adapt last half",
-            "own last block",
+            "own last block, rate 3",
         )
     ),
 )

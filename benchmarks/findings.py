@@ -51,6 +51,8 @@ FROM_TUNED = (
     "Adapt MLP r12 last block",
     "Adapt MLP r12 last block, even gradients",
     "own last block, even gradients",
+    "own last block, rate 3",
+    "own last block, rate 3, even gradients",
 )
 """Rows from a plateau that was reached with tuned weights."""
 
@@ -85,7 +87,11 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
 
         plateau, tuning = f"{suite}-plateau", f"results/tuning/{suite}"
         yield of("tune", ("tune", suite), f"{plateau}-tuning", {"tuning.json": f"{tuning}-rates.json"})
-        for name, kept_as in (("loss-weights", "one-weight"), (f"weights-{suite}", "weights")):
+        for name, kept_as in (
+            ("loss-weights", "one-weight"),
+            (f"weights-{suite}", "weights"),
+            ("copies-rate", "copies-rate"),
+        ):
             found = {f"ablation-{name}.jsonl": f"{tuning}-{kept_as}.jsonl"}
             yield of("weights", ("ablate", name, suite, *three, "--held-out", "val"), f"{plateau}-weights", found)
         balancing = [method.name for method in METHODS if method.balance is not None and method.plan is None]

@@ -90,3 +90,15 @@ def test_learning_rates_are_the_best_of_those_compared_to_a_fifth_of_a_point(sui
     found = {(line["row_rate"], line["head_rate"]): line["sum"] for line in json.loads(path.read_text())["scores"]}
     recipe = REGIMES["plateau"]
     assert max(found.values()) - found[recipe.row_rate, recipe.head_rate] < 0.2
+
+
+@pytest.mark.parametrize("suite", ["nuclei", "scenes"])
+def test_copies_learn_at_the_rate_that_was_best_on_the_validation_split(suite: str):
+    gains: dict[str, list[float]] = {}
+    path = findings.ROOT / "results" / "tuning" / f"{suite}-copies-rate.jsonl"
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        assert row["settings"]["held_out"] == "val"
+        if row["method"].startswith("own"):
+            gains.setdefault(row["method"], []).append(row["delta_m"])
+    assert {len(found) for found in gains.values()} == {3}
+    assert max(gains, key=lambda name: fmean(gains[name])) == "own last block, rate 3"

@@ -93,6 +93,8 @@ def _point(runs: Sequence[Mapping[str, Any]], method: Method) -> Point:
 def _kind(method: Method) -> str:
     if method.plan is not None:
         return "ours" if method.name.startswith("Adapt") else "paper"
+    if method.name.startswith("own"):
+        return "copies"
     return "plain" if method.lasts is not None or method.longer != 1 else "control"
 
 

@@ -16,6 +16,7 @@ KINDS = {
     "plain": (METHODS["MT"], "plain training, for longer"),
     "paper": (METHODS["TM+TE"], "modulators and task tokens"),
     "ours": (QUALITATIVE[2], "low-rank updates"),
+    "copies": (QUALITATIVE[6], "copies of blocks"),
     "control": (MUTED, "controls"),
 }
 _WIDTH, _HEIGHT, _LEFT, _TOP = 5.6, 3.4, 0.65, 0.95
