@@ -39,6 +39,8 @@ def rows() -> Iterator[Row]:
             yield Row(name, f"TM+TE {where}, time per FLOP / the unmodified model's", ratio, at_most=1.10)
         ratio = passes.per_flop(TINY, run, passes.late_updates, turns=7)
         yield Row(name, "rank-4 updates from half way, time per FLOP / the unmodified model's", ratio, at_most=1.10)
+        ratio = passes.per_flop(TINY, run, passes.copies, turns=7)
+        yield Row(name, "own blocks from half way, time per FLOP / the unmodified model's", ratio, at_most=1.10)
     yield Row("adaptation", "batched product / its bare products", passes.batched_product(TINY, turns=31), at_most=1.15)
     for size, called in ((TINY, "ViT-Ti"), (SMALL, "ViT-S")):
         for name, run in (("step", step), ("inference", inference)):

@@ -23,7 +23,7 @@ from dtme.bench.ablations import ABLATIONS
 from dtme.bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "probe", "ablations")
+KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "wide", "probe", "ablations")
 SETTLED = (
     "MT 2x",
     "TM",
@@ -55,6 +55,18 @@ FROM_TUNED = (
     "own last block, rate 3, even gradients",
 )
 """Rows from a plateau that was reached with tuned weights."""
+WIDE = (
+    "MT 2x",
+    "MT, even gradients",
+    "MT as long as Adapt r8 last block",
+    "TM+TE",
+    "Adapt r8 last block",
+    "Adapt r16 last block",
+    "Adapt r8 last block, even gradients",
+    "own last block, rate 3",
+    "own last block, rate 3, even gradients",
+)
+"""Rows of a trunk of 64 channels."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,13 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             f"{suite}-settled",
             {"results.jsonl": f"results/{suite}-settled.jsonl"},
         )
+        if suite == "scenes":
+            yield of(
+                "wide",
+                ("bench", suite, "--regime", "plateau", "--width", "64", *three, "--methods", *WIDE),
+                f"{plateau}-wide64",
+                {"results.jsonl": f"results/{suite}-wide.jsonl"},
+            )
         yield of("probe", ("probe", suite, *three), plateau, {"probe.json": f"results/{suite}-probe.json"})
         for ablation in ABLATIONS:
             if "weights" in ablation.name:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dtme
 from benchmarks.clock import Middle, in_turn
 from benchmarks.subject import TASKS, Size, first_half, flops, inference, last_half
-from dtme.baselines import LoRAPerTask
+from dtme.baselines import LoRAPerTask, branch
 from dtme.low_rank import low_rank_update
 
 Pass = Callable[[nn.Module, dict[str, Tensor]], None]
@@ -45,6 +45,11 @@ def per_flop(size: Size, run: Pass, make: Callable[[nn.Module], dtme.Plan], turn
 def late_updates(model: nn.Module) -> dtme.Plan:
     """Low-rank updates in the last half."""
     return dtme.Plan(TASKS, adapt=last_half(model))
+
+
+def copies(model: nn.Module) -> dtme.Plan:
+    """A copy of each block of the last half for every task but the first."""
+    return dtme.Plan(TASKS, copies=dict.fromkeys(last_half(model), TASKS[1:]))
 
 
 def on_top_of_modulation(size: Size, run: Pass, turns: int) -> Middle:
@@ -93,7 +98,7 @@ def one_task(size: Size, make: Callable[[nn.Module], dtme.Plan], turns: int, *, 
 
 
 def rivals(size: Size, run: Pass, turns: int) -> dict[str, Middle]:
-    """What others cost, as multiples of a plan of the same kind: K single-task models, and a LoRA per task run K times."""
+    """What others cost, as multiples of a plan of the same kind: K single-task models, and a pass per task."""
     base, batch = size.model(), size.batch()
     singles = [copy.deepcopy(base) for _ in TASKS]
     for task, single in zip(TASKS, singles, strict=True):
@@ -101,11 +106,19 @@ def rivals(size: Size, run: Pass, turns: int) -> dict[str, Middle]:
     ours = dtme.apply(copy.deepcopy(base), late(base))
     low_rank = dtme.apply(copy.deepcopy(base), late_updates(base))
     lora = LoRAPerTask(copy.deepcopy(base), TASKS, rank=4, blocks=list(last_half(base)))
+    own_blocks = dtme.apply(copy.deepcopy(base), copies(base))
+    branched = branch(copy.deepcopy(base), TASKS, len(last_half(base)))
     works = {
         "singles": lambda: [run(single, batch) for single in singles],
         "ours": lambda: run(ours, batch),
         "lora": lambda: run(lora, batch),
         "adapted": lambda: run(low_rank, batch),
+        "branched": lambda: run(branched, batch),
+        "copied": lambda: run(own_blocks, batch),
     }
     taken = in_turn(works, turns)
-    return {"K single-task models": taken.ratio("singles", "ours"), "one LoRA per task": taken.ratio("lora", "adapted")}
+    return {
+        "K single-task models": taken.ratio("singles", "ours"),
+        "one LoRA per task": taken.ratio("lora", "adapted"),
+        "own blocks, a pass per task": taken.ratio("branched", "copied"),
+    }

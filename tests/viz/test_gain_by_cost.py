@@ -12,7 +12,8 @@ POINTS = [
     Point("TM+TE", "paper", 3.0, 0.07, 0.18),
     Point("MT as long as TM+TE", "plain", 3.0, 0.1, 0.2),
     Point("Adapt last block", "ours", 1.6, 0.43, 0.1),
-    Point("own last block", "control", 1.68, 0.44, math.inf),
+    Point("own last block", "copies", 1.68, 0.44, math.inf),
+    Point("PCGrad", "control", 2.6, -0.1, 0.2),
 ]
 
 
@@ -24,6 +25,16 @@ def test_names_do_not_lie_on_each_other_nor_leave_the_page():
     for place, box in enumerate(boxes):
         assert box.x1 <= figure.bbox.x1
         assert not any(box.overlaps(other) for other in boxes[:place])
+
+
+def test_the_key_stays_on_the_page():
+    figure = gain_by_cost("suite", POINTS, 1.5, 5)
+    figure.canvas.draw()
+    page = figure.axes[0]
+    key = {text.get_text(): text.get_window_extent() for text in page.texts if text.get_text().startswith("● ")}
+    assert set(key) == {f"● {words}" for _, words in KINDS.values()}
+    top = figure.axes[1].get_window_extent().y1
+    assert all(box.x1 <= figure.bbox.x1 and box.y0 > top for box in key.values())
 
 
 def test_every_method_is_drawn_where_it_stands_in_its_colour():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dtme.viz.key_rows import key_rows
 from dtme.viz.palette import FAINT, INK, METHODS, MUTED, QUALITATIVE
 from dtme.viz.sheet import canvas, house_style, panel, sheet, text_width
 
@@ -62,15 +63,16 @@ def gain_by_cost(title: str, points: Sequence[Point], gap: float, seeds: int) ->
     """
     if not points:
         raise ValueError(f"points={list(points)!r}: there is nothing to draw.")
-    figure = sheet(_LEFT + _WIDTH + 0.25, _TOP + _HEIGHT + 0.6)
+    drawn = {point.kind for point in points}
+    key = [(colour, f"● {words}") for kind, (colour, words) in KINDS.items() if kind in drawn]
+    places = key_rows((text_width(words) for _, words in key), _LEFT + _WIDTH - 0.15)
+    top = _TOP + 0.22 * places[-1][1]
+    figure = sheet(_LEFT + _WIDTH + 0.25, top + _HEIGHT + 0.6)
     page = canvas(figure)
     page.text(0.15, 0.25, title, fontsize=9.5, fontweight="bold", va="center")
-    at = 0.15
-    for kind in dict.fromkeys(point.kind for point in points):
-        colour, words = KINDS[kind]
-        page.text(at, 0.55, f"● {words}", fontsize=8, color=colour, va="center")
-        at += text_width(f"● {words}") + 0.25
-    axes = panel(figure, _LEFT, _TOP, _WIDTH, _HEIGHT)
+    for (colour, words), (along, row) in zip(key, places, strict=True):
+        page.text(0.15 + along, 0.55 + 0.22 * row, words, fontsize=8, color=colour, va="center")
+    axes = panel(figure, _LEFT, top, _WIDTH, _HEIGHT)
     axes.axhline(0, color=METHODS["MT"], linewidth=1)
     axes.axhline(gap, color=METHODS["ST"], linewidth=1, linestyle=(0, (4, 3)))
     spread = [point.halfwidth if math.isfinite(point.halfwidth) else 0.0 for point in points]
