@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 from typing import Any
@@ -170,23 +171,27 @@ def test_a_forward_alone_is_recomputed_too(images: Tensor):
     )
 
 
+def count(block: Any, tokens: Tensor) -> Tensor:
+    """A forward that notes the rows of every run on the object that runs."""
+    block.runs = [*getattr(block, "runs", []), len(tokens)]
+    return type(block).forward(block, tokens)
+
+
 def test_a_forward_that_the_block_had_is_used_and_given_back(images: Tensor):
     model = Model().double()
     block = model.get_submodule(BLOCKS[3])
-    before = block.forward
-    calls: list[int] = []
-
-    def counting(tokens: Tensor) -> Tensor:
-        calls.append(len(tokens))
-        return before(tokens)
-
+    counting = functools.partial(count, block)
     block.forward = counting
     expected = {task: output.detach() for task, output in model(images).items()}
     dtme.apply(model, dtme.Plan(TASKS, copies={BLOCKS[3]: TASKS[1:]}))
     for task, output in model(images).items():
         torch.testing.assert_close(output, expected[task], rtol=1e-12, atol=1e-12)
+    assert [block.runs[-1], *(own.runs[-1] for own in block.dtme.copies)] == [3, 3, 3]
     dtme.remove(model)
     assert block.forward is counting
+    block.forward = lambda tokens: tokens
+    with pytest.raises(ValueError, match=r"'trunk.blocks.3' has a forward of its own.*with the weights of the block"):
+        dtme.apply(model, dtme.Plan(TASKS, copies={BLOCKS[3]: TASKS[1:]}))
 
 
 def test_a_copy_without_a_gradient_is_named(images: Tensor):

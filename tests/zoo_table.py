@@ -39,8 +39,9 @@ double precision (in single precision for ONNX), built from the libraries' own c
 | export, ONNX | the exported program, run by torch or onnxruntime, gives the model's outputs |
 | DDP, FSDP2 | loss, gradients and analysis over two processes are those of one |
 
-Blocks copied per task, copies and pickles of models, state dicts, mixed and low precision, recomputed and accumulated gradients, frozen
-models, running averages and LoRA beside a plan have tests of their own over the same models, without columns here.
+Blocks copied per task, copies and pickles of models, state dicts, mixed and low precision, recomputed and accumulated
+gradients, frozen models, running averages and LoRA beside a plan have tests of their own over the same models, without
+columns here.
 """
 
 

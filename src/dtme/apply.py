@@ -96,7 +96,13 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     handles = []
     for name, block in blocks.items():
         insert = inserts[name]
-        block.dtme = insert.train(block.training).to(_device_of(block))
+        modes = [
+            (module, module.training) for module in insert.copies.modules()
+        ]  # a part may be in evaluation by itself
+        insert.train(block.training)
+        for module, training in modes:
+            module.training = training
+        block.dtme = insert.to(_device_of(block))
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))

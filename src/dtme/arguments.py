@@ -172,8 +172,11 @@ def change_rows(
     change: Callable[..., Tensor],
     tokens: Tensor,
     batch: int = 0,
+    known: Sequence[tuple[Tensor, int | None]] = (),
 ) -> Call:
     """A block's call with `change(argument, dim=...)` for every argument, the tokens excepted, that has rows in `dim`.
+
+    Of those that are `known` it is said where that is, `None` for nowhere; of others it is read off their sizes.
 
     Raises:
         ValueError: An argument differs between streams and has no row per sample.
@@ -183,6 +186,9 @@ def change_rows(
         def leaf_changed(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf is tokens:
                 return leaf
+            for other, place in known:
+                if other is leaf:
+                    return leaf if place is None else change(leaf, dim=place)
             dim = rows_dim(name, leaf, samples, length, batch)
             if dim is None and isinstance(leaf, Streams):
                 if _is_one_for_all(leaf, samples):

@@ -42,9 +42,9 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[str | int] | int | None
         >>> list(find_blocks(encoder, [-1]))
         ['layers.2']
     """
-    modules = {
-        name: module for name, module in model.named_modules() if "dtme" not in name.split(".")
-    }  # no copies of blocks
+    modules = dict(model.named_modules())
+    inserted = tuple(f"{name}." for name, module in modules.items() if getattr(module, "is_inserted", False))
+    modules = {name: module for name, module in modules.items() if not name.startswith(inserted)}  # a copy is no block
     if blocks is None:
         found = _repeated_with_attention(modules)
         if not found:

@@ -65,7 +65,7 @@ def save_pretrained(
         raise ValueError(
             f"save_pretrained(folder={str(folder)!r}): this is a file. Name a folder; it may be a new one."
         )
-    weights = {name: share.cpu().contiguous() for name, share in _shares(owner, kept, gathered)}
+    weights = _apart({name: share.cpu() for name, share in _shares(owner, kept, gathered)})
     _check_finite(weights, "save_pretrained", "The training has diverged: go back to an earlier state.")
     plan, identity = _only(plan, kept), describe(owner, plan.blocks)
     checkpoint = Checkpoint(plan, kept, identity, weights, _own_weights(owner) if base else {})
@@ -145,6 +145,8 @@ def _shares(
     for name, insert in model.named_modules():
         if isinstance(insert, Insert):
             for own, tensor in insert.state_dict(keep_vars=True).items():
+                if not isinstance(tensor, Tensor):  # what else a block keeps, in a copy of it
+                    continue
                 rows, holders = values(tensor), insert.tasks_of(own)
                 if own.startswith("copies."):  # of one task: copies.PLACE.PARAMETER
                     own, rows = f"copies.{own.split('.', 2)[2]}", rows.unsqueeze(0)
@@ -154,8 +156,12 @@ def _shares(
 
 
 def _own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the base; those that share memory are written once each, as safetensors wants it."""
-    weights = {n: gathered(t).cpu() for n, t in model.state_dict().items() if not is_inserted(n)}
+    """Parameters and buffers of the base."""
+    return _apart({n: gathered(t).cpu() for n, t in model.state_dict().items() if not is_inserted(n)})
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none of which shares memory with another, as safetensors wants it."""
     seen: set[int] = set()
     for name, tensor in weights.items():
         memory = tensor.untyped_storage().data_ptr()

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from dtme.arguments import take, tokens_key
 from dtme.expanding import of_lanes
 from dtme.insert import Insert
-from dtme.lanes import Lanes, choose_lanes
-from dtme.outputs import map_tensors, tensors_of, tokens_of
+from dtme.joining import joined
+from dtme.lanes import Lanes
+from dtme.outputs import tokens_of
 
 
 class Branching:
@@ -26,7 +27,10 @@ class Branching:
     Attributes:
         block: The block.
         before: The forward that the object had, if not that of its class.
+        branches: Tells it from other forwards.
     """
+
+    branches = True
 
     def __init__(self, block: nn.Module, before: Any) -> None:
         self.block = block
@@ -34,7 +38,9 @@ class Branching:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output, of every lane by its task's copy."""
-        insert: Insert = self.block.dtme  # pyright: ignore[reportAssignmentType]
+        insert: Any = self.block._modules.get("dtme")
+        if insert is None:  # removed, while someone else's forward goes on calling this one
+            return self._forward(self.block, args, kwargs)
         parts = list(_parts(insert))
         if len(parts) < 2:
             return self._one(insert, parts[0][0] if parts else -1, args, kwargs)
@@ -51,14 +57,17 @@ class Branching:
             output = self._one(insert, place, own_args, own_kwargs)
             outputs.append(output)
             apart.append(tokens_of(output, take(own_args, own_kwargs, key), insert.name))
-        return _joined(outputs, apart, _order([chosen for _, chosen in parts]), layout.batch)
+        return joined(insert.name, outputs, apart, _order([chosen for _, chosen in parts]), layout.batch)
 
     def _one(self, insert: Insert, place: int, args: Any, kwargs: Any) -> Any:
-        if place >= 0:
-            return insert.copies[place](*args, **kwargs)
-        if self.before is not None:
-            return self.before(*args, **kwargs)
-        return type(self.block).forward(self.block, *args, **kwargs)
+        return self._forward(self.block if place < 0 else insert.copies[place], args, kwargs)
+
+    def _forward(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The forward of the block or of a copy past its hooks, which have been called around this one."""
+        if hasattr(block, "unshard") and block is not self.block:  # sharded by itself: its hooks gather its weights
+            return block(*args, **kwargs)
+        own = self.before if block is self.block else vars(block).get("forward")
+        return type(block).forward(block, *args, **kwargs) if own is None else own(*args, **kwargs)
 
 
 @dataclass
@@ -68,11 +77,13 @@ class Branched:
     block: nn.Module
 
     def remove(self) -> None:
-        """Give it back the forward that it had."""
-        before = vars(self.block)["forward"].before
+        """Give it back the forward that it had; one that was put around ours since goes on, and finds no copies."""
+        ours: Any = vars(self.block).get("forward")
+        if not getattr(ours, "branches", False):
+            return
         del self.block.forward
-        if before is not None:
-            self.block.forward = before
+        if ours.before is not None:
+            self.block.forward = ours.before
 
 
 def branch(block: nn.Module) -> Branched:
@@ -108,23 +119,3 @@ def _order(chosen: list[Lanes]) -> Lanes:
         mixed = [lane for lanes in chosen for lane in lanes]
         return [mixed.index(lane) for lane in range(len(mixed))]
     return torch.cat([torch.as_tensor(lanes) for lanes in chosen]).argsort()
-
-
-def _joined(outputs: list[Any], tokens: list[Tensor], order: Lanes, dim: int) -> Any:
-    """One output of several: tokens, and whatever else there is per row, of all lanes."""
-    rows = [own.shape[dim] for own in tokens]
-    others = [list(tensors_of(output)) for output in outputs]
-    place = iter(range(len(others[0])))
-
-    def joined(tensor: Tensor) -> Tensor:
-        number = next(place)
-        own = [tensors[number] for tensors in others]
-        if tensor is tokens[0]:
-            return choose_lanes(torch.cat(tokens, dim), len(order), order, dim)
-        per_row = all(
-            each.ndim and len(each) == many and each.shape[1:] == tensor.shape[1:]
-            for each, many in zip(own, rows, strict=True)
-        )
-        return choose_lanes(torch.cat(own), len(order), order, 0) if per_row else tensor
-
-    return map_tensors(outputs[0], joined)

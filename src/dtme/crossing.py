@@ -18,7 +18,7 @@ from dtme.expanding import expanded, with_those_held_back, without_task_tokens
 from dtme.insert import Insert
 from dtme.layout import Layout
 from dtme.modulating import modulated
-from dtme.outputs import map_tensors, tokens_of
+from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
 from dtme.sample_axis import check_companions, check_samples, check_square
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
@@ -43,6 +43,7 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     _check(insert, block, (args, kwargs), key, layout)
     rows, ids = given.shape[layout.batch], insert.routing.rows
     passage.appended, passage.held, passage.recipe, passage.batch_dim = 0, None, None, layout.batch
+    passage.folded = []
     if ids is None:
         passage.groups = _groups(insert, given)
         lanes = len(passage.groups)
@@ -89,7 +90,7 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     check_all_ran(insert)
     passage = insert.passage
-    passage.recipe = None
+    passage.recipe, passage.folded = None, []
     if not (passage.appended or passage.held or len(passage.groups) > 1):
         return output
     given: Tensor = take(args, kwargs, tokens_key(args, kwargs, insert.argument_names))
@@ -145,11 +146,21 @@ def _fold_others(insert: Insert, call: Call, samples: int, tokens: Tensor, given
     length = None if layout.token is None else given.shape[layout.token]
     if not torch.compiler.is_compiling():
         check_companions(insert.name, insert.named(call), samples, insert.routing.given)
-    change = partial(fold, groups=insert.passage.groups)
+    folded: list[tuple[Tensor, int]] = []
+
+    def change(argument: Tensor, dim: int) -> Tensor:
+        folded.append((fold(argument, insert.passage.groups, dim), dim))
+        return folded[-1][0]
+
     try:
-        return change_rows(call, insert.argument_names, samples, length, change, tokens, layout.batch)
+        call = change_rows(call, insert.argument_names, samples, length, change, tokens, layout.batch)
     except ValueError as why:
         raise ValueError(f"block {insert.name!r}: {why} Plan inserts in other blocks.") from None
+    if insert.runs_in_parts():
+        insert.passage.folded = [
+            (leaf, next((dim for made, dim in folded if made is leaf), None)) for leaf in tensors_of(call)
+        ]
+    return call
 
 
 def _part(tensor: Tensor, tokens: Tensor, groups: Groups, rows: int, dim: int) -> Tensor:

@@ -120,7 +120,10 @@ def of_lanes(
     tokens: Tensor = take(*call, key)
     own = choose_lanes(tokens, lanes, chosen, layout.batch)
     choose = partial(choose_lanes, lanes=lanes, chosen=chosen)
-    return change_rows(exchange(call, tokens, own), insert.argument_names, rows, length, choose, own, layout.batch)
+    known = insert.passage.folded
+    return change_rows(
+        exchange(call, tokens, own), insert.argument_names, rows, length, choose, own, layout.batch, known
+    )
 
 
 def _hides_later(insert: Insert, block: nn.Module, named: dict[str, Any], length: int) -> bool:

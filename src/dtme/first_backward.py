@@ -106,8 +106,8 @@ class FirstBackward:
             if gradient is None or type(gradient) is not Tensor:
                 self._received[inserted] = None
                 return
-            rows = gradient.unsqueeze(0) if ".copies." in inserted else gradient  # a copy is of one task
-            self._received[inserted] = (rows != 0).flatten(1).any(1)
+            rows = gradient.reshape(1, -1) if ".copies." in inserted else gradient.flatten(1)  # a copy is of one task
+            self._received[inserted] = (rows != 0).any(1)
 
     def _end(self, model: nn.Module) -> None:
         self._running = False

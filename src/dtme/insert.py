@@ -6,7 +6,6 @@ what becomes of them there in `modulating`, `expanding` and `adapting`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dtme._shapes import Float
 from dtme.adaptation import Linear, linear_layers
 from dtme.arguments import Call, argument_names
+from dtme.block_copy import copy_of
 from dtme.blocks import fixed_positions
 from dtme.expansion import hiding_buffer, initial_tokens
 from dtme.lanes import Lanes, Places
@@ -60,6 +60,7 @@ class Passage:
         batch_dim: Where the samples lie.
         lane_samples: Samples of a lane.
         idle: Adapted layers that have not been called yet.
+        folded: What the call holds besides, and where that has the rows of all lanes; kept where they are told apart again.
         recipe: How the tokens that the block runs on are made, where they are modulated.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
     """
@@ -71,6 +72,7 @@ class Passage:
     batch_dim: int = 0
     lane_samples: int = 0
     idle: set[str] = field(default_factory=set)
+    folded: list[tuple[Tensor, int | None]] = field(default_factory=list)
     recipe: Recipe | None = None
     held: tuple[Lanes, Call, Places] | None = None
 
@@ -98,6 +100,7 @@ class Insert(nn.Module):
         part_ran: Whether a part of the block has.
     """
 
+    is_inserted = True
     scale: Float[Tensor, "modulated p"] | None
     shift: Float[Tensor, "modulated p"] | None
     tokens: Float[Tensor, "expanded n p"] | None
@@ -137,7 +140,7 @@ class Insert(nn.Module):
         self.low_rank = nn.ModuleDict(
             {layer_key(layer): LowRank(len(self.adapted), linear, plan.rank) for layer, linear in layers.items()}
         )
-        self.copies = nn.ModuleList([_copy_of(block) for _ in self.copied])
+        self.copies = nn.ModuleList([copy_of(name, block, routing.model) for _ in self.copied])
         self.kinds: dict[Any, bool] = {}
         self.tried: set[str] = set()
         self.entered = self.part_ran = False
@@ -156,6 +159,10 @@ class Insert(nn.Module):
     def changes_tokens(self) -> bool:
         """Whether the plan gives some task something here, or in a part of the block."""
         return bool(self.expanded or self.parting())
+
+    def runs_in_parts(self) -> bool:
+        """Whether some lanes run apart from others: through copies, or without the task tokens that those have."""
+        return bool(self.copied) or 0 < len(self.expanded) < len(self.routing.tasks)
 
     def parting(self) -> tuple[str, ...]:
         """The tasks that have something here, or in a part of the block, that others have not."""
@@ -214,14 +221,6 @@ class Insert(nn.Module):
         return f"{done}, if the model runs without the plan."
 
 
-def _copy_of(block: nn.Module) -> nn.Module:
-    """A copy that is trained, though the block itself may be frozen."""
-    own = copy.deepcopy(block)
-    for parameter in own.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return own
-
-
 def layer_key(layer: str) -> str:
     """The name of a linear layer as a key of a `ModuleDict`, which may hold no dot."""
     return layer.replace(".", "-")
@@ -237,4 +236,12 @@ def _adapted_layers(name: str, block: nn.Module, plan: Plan) -> dict[str, Linear
             f"plan.adapt: block {name!r} has no linear layer to adapt that matches adapt_layers={plan.adapt_layers!r}; "
             f"it has {list(linear_layers(block)) or 'none'}."
         )
+    for part in plan.copies:
+        inside = part.removeprefix(f"{name}.")
+        taken = [layer for layer in layers if f"{layer}.".startswith(f"{inside}.")]
+        if part != inside and taken:
+            raise ValueError(
+                f"plan.adapt: layer {taken[0]!r} of block {name!r} lies in {part!r}, of which tasks have copies. Leave it out: "
+                "choose the layers by adapt_layers, a regular expression over their names."
+            )
     return layers

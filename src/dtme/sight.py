@@ -100,6 +100,11 @@ def _twin(module: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in made:
         made[module] = twin = object.__new__(type(module))
         twin.__dict__ = {**module.__dict__, "training": False, **{hooks: OrderedDict() for hooks in _HOOKS}}
+        forward: Any = twin.__dict__.get("forward")
+        if getattr(forward, "branches", False):  # of a block with copies, which would lead back to the block
+            del twin.__dict__["forward"]
+            if forward.before is not None:
+                twin.__dict__["forward"] = forward.before
         twin.__dict__["_modules"] = {
             name: child if child is None else _twin(child, made) for name, child in module._modules.items()
         }
