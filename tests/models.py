@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import dtme
 from dtme._shapes import Bool, Float, Int
 
 Batch: TypeAlias = dict[str, Any]
@@ -115,6 +116,33 @@ class TinyViT(nn.Module):
             tokens = block(tokens)
         tokens = self.norm(tokens).reshape(b, self.positions.shape[1], -1)
         return {task: head(tokens, b) for task, head in self.heads.items()}
+
+
+class WholeFeatures(nn.Module):
+    """A small vision transformer of timm in double precision, and a linear map of all of its tokens per task."""
+
+    def __init__(self, tasks: Sequence[str]):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk: Any = timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=0
+        )
+        self.heads = nn.ModuleDict({task: nn.Linear(16, 1) for task in tasks})
+        self.double()
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+        features = self.trunk.forward_features(images)
+        return {task: head(features) for task, head in self.heads.items()}
+
+
+def displaced(model: Any, plan: dtme.Plan, scale: float) -> Any:
+    """The model with the plan, every added parameter moved from where it begins."""
+    dtme.apply(model, plan)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in dtme.added_parameters(model):
+            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
 
 
 class PatchMap(nn.Module):

@@ -6,34 +6,20 @@ import copy
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 import dtme
 from dtme.streams import Streams
+from models import WholeFeatures, displaced
 
 TASKS = ("depth", "edges", "semseg")
 PARTS = ("attn", "mlp")
 
 
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk: Any = timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=0
-        )
-        self.heads = nn.ModuleDict({task: nn.Linear(16, 1) for task in TASKS})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk.forward_features(images)
-        return {task: head(features) for task, head in self.heads.items()}
-
-
 @pytest.fixture
-def base() -> Model:
-    return Model().double()
+def base() -> WholeFeatures:
+    return WholeFeatures(TASKS)
 
 
 @pytest.fixture
@@ -41,15 +27,9 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
 
 
-def changed(base: Model, plan: dtme.Plan) -> Model:
+def changed(base: nn.Module, plan: dtme.Plan) -> Any:
     """A copy with the plan, its inserts away from where they begin."""
-    model = copy.deepcopy(base)
-    dtme.apply(model, plan)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in dtme.added_parameters(model):
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return model
+    return displaced(copy.deepcopy(base), plan, 0.3)
 
 
 def behind_norms(*blocks: int) -> dict[str, tuple[str, ...]]:
@@ -57,7 +37,9 @@ def behind_norms(*blocks: int) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("blocks", [(1, 2), (0, 3), (3,)])
-def test_modulators_behind_norms_are_norms_of_each_tasks_own(base: Model, images: Tensor, blocks: tuple[int, ...]):
+def test_modulators_behind_norms_are_norms_of_each_tasks_own(
+    base: WholeFeatures, images: Tensor, blocks: tuple[int, ...]
+):
     """W * (w * n + c) + b is a norm of weight W * w and bias W * c + b."""
     model = changed(base, dtme.Plan(TASKS, modulate=behind_norms(*blocks)))
     outputs = model(images)
@@ -82,7 +64,7 @@ MIXED = dtme.Plan(
 )
 
 
-def test_all_tasks_at_once_are_one_after_the_other(base: Model, images: Tensor):
+def test_all_tasks_at_once_are_one_after_the_other(base: WholeFeatures, images: Tensor):
     model = changed(base, MIXED)
     outputs = model(images)
     for task in TASKS:
@@ -93,7 +75,7 @@ def test_all_tasks_at_once_are_one_after_the_other(base: Model, images: Tensor):
     torch.testing.assert_close(copy.deepcopy(model)(images), outputs)
 
 
-def test_gradients_reach_every_insert(base: Model, images: Tensor):
+def test_gradients_reach_every_insert(base: WholeFeatures, images: Tensor):
     model = changed(base, MIXED)
     torch.stack([output.square().mean() for output in model(images).values()]).sum().backward()
     for name, parameter in dtme.added_parameters(model):
@@ -101,7 +83,7 @@ def test_gradients_reach_every_insert(base: Model, images: Tensor):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_at_the_start_and_once_removed_outputs_are_the_models_own(base: Model, images: Tensor):
+def test_at_the_start_and_once_removed_outputs_are_the_models_own(base: WholeFeatures, images: Tensor):
     model = copy.deepcopy(base)
     dtme.apply(model, dtme.Plan(TASKS, modulate=behind_norms(1, 2)))
     for task, output in model(images).items():
@@ -111,12 +93,12 @@ def test_at_the_start_and_once_removed_outputs_are_the_models_own(base: Model, i
     assert all(torch.equal(output, base(images)[task]) for task, output in model(images).items())
 
 
-def test_compiled(base: Model, images: Tensor):
+def test_compiled(base: WholeFeatures, images: Tensor):
     model = changed(base, dtme.Plan(TASKS, modulate=behind_norms(3)))
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(images), model(images))
 
 
-def test_a_block_that_runs_in_two_parts_takes_none_inside(base: Model):
+def test_a_block_that_runs_in_two_parts_takes_none_inside(base: WholeFeatures):
     plan = dtme.Plan(TASKS, modulate={"trunk.blocks.1.attn": TASKS}, expand={"trunk.blocks.1": ("depth",)})
     with pytest.raises(ValueError, match=r"block 'trunk.blocks.1' has task tokens for \('depth',\) alone"):
         dtme.apply(base, plan)

@@ -9,7 +9,6 @@ import warnings
 from typing import Any
 
 import pytest
-import timm
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -17,23 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 import dtme
 from dtme.baselines import branch
+from models import WholeFeatures, displaced
 
 TASKS = ("depth", "edges", "semseg")
 BLOCKS = [f"trunk.blocks.{place}" for place in range(4)]
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk: Any = timm.create_model(
-            "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=4, num_heads=2, num_classes=0
-        )
-        self.heads = nn.ModuleDict({task: nn.Linear(16, 1) for task in TASKS})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.trunk.forward_features(images)
-        return {task: head(features) for task, head in self.heads.items()}
 
 
 @pytest.fixture
@@ -41,15 +27,9 @@ def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
 
 
-def made(plan: dtme.Plan) -> Model:
+def made(plan: dtme.Plan) -> Any:
     """The model with the plan, every added parameter away from where it begins."""
-    model = Model().double()
-    dtme.apply(model, plan)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in dtme.added_parameters(model):
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return model
+    return displaced(WholeFeatures(TASKS), plan, 0.2)
 
 
 def loss_of(outputs: dict[str, Tensor]) -> Tensor:
@@ -58,7 +38,7 @@ def loss_of(outputs: dict[str, Tensor]) -> Tensor:
 
 def test_copies_for_all_but_one_are_the_branched_model_of_the_baselines(images: Tensor):
     model = made(dtme.Plan(TASKS, copies=dict.fromkeys(BLOCKS[2:], TASKS[1:])))
-    theirs = branch(Model().double(), TASKS, 2)
+    theirs = branch(WholeFeatures(TASKS), TASKS, 2)
     own = dict(model.named_parameters())
     pairs = {}
     for name, parameter in theirs.named_parameters():
@@ -87,7 +67,7 @@ def test_a_part_of_a_block_can_be_copied(images: Tensor):
     with dtme.tasks(model, per_sample=[2, 1, 0]):
         mixed = model(images)
     for place, task in enumerate(TASKS):
-        alone = Model().double()
+        alone = WholeFeatures(TASKS)
         if place:
             own = model.get_submodule(f"{BLOCKS[3]}.mlp").dtme.copies[place - 1]
             alone.get_submodule(f"{BLOCKS[3]}.mlp").load_state_dict(own.state_dict())
@@ -125,7 +105,7 @@ def test_tasks_without_a_copy_share_the_stream_of_the_block(images: Tensor):
 
 
 def test_a_frozen_model_leaves_its_copies_to_be_trained(images: Tensor):
-    model = Model().double().requires_grad_(False)
+    model = WholeFeatures(TASKS).requires_grad_(False)
     dtme.apply(model, dtme.Plan(TASKS, copies={BLOCKS[3]: TASKS[1:]}))
     loss_of(model(images)).backward()
     assert all(parameter.grad is not None for _, parameter in dtme.added_parameters(model))
@@ -161,7 +141,7 @@ def test_a_forward_alone_is_recomputed_too(images: Tensor):
             return checkpoint(self.block, tokens, use_reentrant=False)
 
     plan = dtme.Plan(TASKS, copies={BLOCKS[3]: TASKS[1:]})
-    plain, wrapped = Model().double(), Model().double()
+    plain, wrapped = WholeFeatures(TASKS), WholeFeatures(TASKS)
     wrapped.trunk.blocks[3] = Recomputing(wrapped.trunk.blocks[3])
     for model in (plain, wrapped):
         dtme.apply(model, plan)
@@ -178,7 +158,7 @@ def count(block: Any, tokens: Tensor) -> Tensor:
 
 
 def test_a_forward_that_the_block_had_is_used_and_given_back(images: Tensor):
-    model = Model().double()
+    model = WholeFeatures(TASKS)
     block = model.get_submodule(BLOCKS[3])
     counting = functools.partial(count, block)
     block.forward = counting
@@ -195,7 +175,7 @@ def test_a_forward_that_the_block_had_is_used_and_given_back(images: Tensor):
 
 
 def test_a_copy_without_a_gradient_is_named(images: Tensor):
-    model = Model().double().train()
+    model = WholeFeatures(TASKS).train()
     dtme.apply(model, dtme.Plan(TASKS, copies={BLOCKS[1]: ("edges",), BLOCKS[3]: ("semseg",)}))
     outputs = model(images)
     with pytest.warns(UserWarning, match="Task 'semseg': none of its inserts"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import dtme
 from dtme.joining import joined
+from models import displaced
 
 TASKS = ("a", "b", "c")
 COPIES = {"blocks.1": ("b", "c")}
@@ -50,12 +51,8 @@ def drawn(*shape: int) -> Tensor:
 
 
 def changed(model: Any, plan: dtme.Plan) -> Any:
-    dtme.apply(model, plan)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in dtme.added_parameters(model):
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return model
+    """The model with the plan, every added parameter away from where it begins."""
+    return displaced(model, plan, 0.3)
 
 
 def alone(make: Any, model: Any, task: str) -> Any:

@@ -144,8 +144,8 @@ def drawn():
 
 
 @pytest.fixture(scope="session")
-def assert_readable(drawn):
-    """Every text lies inside its figure and covers no other."""
+def assert_on_page(drawn):
+    """Every text lies inside its figure."""
 
     def check(figure):
         boxes = drawn(figure)
@@ -153,6 +153,17 @@ def assert_readable(drawn):
         for text, box in boxes:
             inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
             assert inside, f"{text!r} leaves the figure"
+        return boxes
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_readable(assert_on_page):
+    """Every text lies inside its figure and covers no other."""
+
+    def check(figure):
+        boxes = assert_on_page(figure)
         for place, (text, box) in enumerate(boxes):
             for other, second in boxes[place + 1 :]:
                 apart = (

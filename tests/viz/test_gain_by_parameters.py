@@ -32,14 +32,9 @@ def test_the_key_names_what_is_drawn_and_nothing_else():
 
 
 @pytest.mark.parametrize("points", [POINTS, POINTS[:1]])
-def test_nothing_leaves_the_page(drawn, points):
+def test_nothing_leaves_the_page(assert_on_page, points):
     figure = gain_by_parameters("scenes: what streams gain by what they carry", points, 2.5, 3)
-    width, height = figure.get_size_inches() * figure.dpi
-    for text, box in drawn(figure):
-        assert box.x0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y0 >= 0, text
-        assert box.y1 <= height, text
+    assert_on_page(figure)
 
 
 def test_one_seed_has_no_intervals():

@@ -57,19 +57,14 @@ def test_arms(assert_readable, names, seeds):
 
 
 @some
-def test_gains_by_cost(drawn, names):
+def test_gains_by_cost(assert_on_page, names):
     kinds = [list(KINDS)[place % len(KINDS)] for place in range(len(names))]
     points = [
         Point(name, kind, 1.1 + place / 4, 0.2 * place, 0.1)
         for place, (name, kind) in enumerate(zip(names, kinds, strict=True))
     ]
     figure = gain_by_cost("nuclei: what is gained, and what it costs", points, 1.5, 5)
-    width, height = figure.get_size_inches() * figure.dpi
-    for text, box in drawn(figure):
-        assert box.x0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y0 >= 0, text
-        assert box.y1 <= height, text
+    assert_on_page(figure)
 
 
 def test_one_seed_has_no_intervals():
