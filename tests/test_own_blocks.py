@@ -233,9 +233,7 @@ def test_a_plan_with_copies_is_plain_data():
     assert plan.blocks == ("b.1",)
     with pytest.raises(ValueError, match="low-rank updates and copies are counted"):
         plan.parameters(16)
-    before = (
-        dtme.Plan(TASKS, {"b.1": TASKS}).to_json().replace(',\n  "copies": {}', "")
-    )  # as files written before copies were
+    before = dtme.Plan(TASKS, {"b.1": TASKS}).to_json()  # as files were written before copies were known
     assert "copies" not in before
     assert dtme.Plan.from_json(before).copies == {}
 

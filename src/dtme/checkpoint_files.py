@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
         "mark": mark,
         "tasks": checkpoint.tasks,
         "has_base_weights": bool(checkpoint.base_weights),
-        "plan": asdict(checkpoint.plan),
+        "plan": checkpoint.plan.to_dict(),
         "base": checkpoint.base | {"weights": {place: _line(values) for place, values in of_places.items()}},
     }
     with ExitStack() as stack:

@@ -182,9 +182,13 @@ class Plan:
 
         return measure(self, model, sample, branches)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data; without copies they are not mentioned, so that files are those of versions that knew none."""
+        return {name: value for name, value in asdict(self).items() if name != "copies" or value}
+
     def to_json(self) -> str:
         """The plan as JSON, fit for editing."""
-        return json.dumps({"format": FORMAT, "version": 1, **asdict(self)}, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, "version": 1, **self.to_dict()}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, source: str = "the text") -> Plan:
