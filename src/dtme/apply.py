@@ -96,9 +96,8 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     handles = []
     for name, block in blocks.items():
         insert = inserts[name]
-        modes = [
-            (module, module.training) for module in insert.copies.modules()
-        ]  # a part may be in evaluation by itself
+        # A part of a block may be in evaluation by itself, and then its copies are.
+        modes = [(module, module.training) for module in insert.copies.modules()]
         insert.train(block.training)
         for module, training in modes:
             module.training = training

@@ -88,6 +88,7 @@ class Insert(nn.Module):
         scale: `W`, one row per modulated task.
         shift: `b`, one row per modulated task.
         tokens: Task tokens, `n` per expanded task.
+        planned: Tasks that the plan has part in the block.
         outer: The insert of the block that this one's module is a part of, if that has one: streams are folded there.
         inside: Tasks that parts of the block have inserts for, so that their streams have to part at its entry.
         low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
@@ -115,6 +116,7 @@ class Insert(nn.Module):
         self.expanded = tuple(plan.expand.get(name, ()))
         self.adapted = tuple(plan.adapt.get(name, ()))
         self.copied = tuple(plan.copies.get(name, ()))
+        self.planned = plan.parting(name)
         tied = fixed_positions(block) if self.expanded else None
         if tied is not None:
             raise ValueError(
@@ -166,8 +168,7 @@ class Insert(nn.Module):
 
     def parting(self) -> tuple[str, ...]:
         """The tasks that have something here, or in a part of the block, that others have not."""
-        expanded = () if self.joint else self.expanded
-        return (*self.modulated, *self.adapted, *self.copied, *expanded, *self.inside)
+        return (*self.planned, *self.inside)
 
     def lies_in(self, outer: Insert) -> None:
         """Leave it to a block's insert to fold the streams that this one, of a part of the block, finds folded.

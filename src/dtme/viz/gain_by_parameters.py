@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from dtme.viz.key_rows import key_rows
 from dtme.viz.palette import FAINT, METHODS, MUTED, QUALITATIVE
 from dtme.viz.sheet import canvas, house_style, panel, sheet, text_width
 
@@ -67,11 +67,11 @@ def gain_by_parameters(title: str, points: Sequence[Carried], gap: float, seeds:
     figure = sheet(_LEFT + _WIDTH + 0.25, _TOP + _HEIGHT + 0.6)
     page = canvas(figure)
     page.text(0.15, 0.25, title, fontsize=9.5, fontweight="bold", va="center")
-    at = 0.15
-    for contents in (name for name in CONTENTS if name in {point.contents for point in points}):
-        colour, words = CONTENTS[contents]
-        page.text(at, 0.53, f"● {words}", fontsize=8, color=colour, va="center")
-        at += text_width(f"● {words}") + 0.22
+    drawn = {point.contents for point in points}
+    key = [(colour, f"● {words}") for contents, (colour, words) in CONTENTS.items() if contents in drawn]
+    places = key_rows((text_width(words) for _, words in key), _LEFT + _WIDTH - 0.15)
+    for (colour, words), (along, _) in zip(key, places, strict=True):
+        page.text(0.15 + along, 0.53, words, fontsize=8, color=colour, va="center")
     (first, _, one), (second, _, two), (_, _, three) = PRICES
     prices = f"wall-clock  {one} up to {first:g} x   {two} up to {second:g} x   {three} more"
     page.text(0.15, 0.79, prices, fontsize=8, color=MUTED, va="center")
@@ -79,7 +79,7 @@ def gain_by_parameters(title: str, points: Sequence[Carried], gap: float, seeds:
     axes.axhline(0, color=METHODS["MT"], linewidth=1)
     axes.axhline(gap, color=METHODS["ST"], linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xscale("log")
-    low, high = (10 ** f(np.log10([point.parameters for point in points])) for f in (np.min, np.max))
+    low, high = (edge(point.parameters for point in points) for edge in (min, max))
     axes.set_xlim(low / 1.7, high * 1.7)
     axes.text(low / 1.63, gap, "one model per task", fontsize=7.5, color=METHODS["ST"], va="bottom")
     for point in points:
