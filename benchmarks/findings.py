@@ -24,6 +24,56 @@ from dtme.bench.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "wide", "probe", "ablations")
+PLATEAU = (
+    "ST",
+    "MT",
+    "MT 2x",
+    "TM",
+    "TE",
+    "TM+TE",
+    "MT as long as TM+TE",
+    "MT FLOPs of TM+TE",
+    "TM+TE random",
+    "TM+TE random, same cost",
+    "TM+TE reversed",
+    "TM+TE swapped",
+    "TM+TE all",
+    "TM+TE last",
+    "TM+TE, UW",
+    "TM+TE, even gradients",
+    "Adapt last half",
+    "Adapt last block",
+    "Adapt r8 last block",
+    "MT as long as Adapt r8 last block",
+    "Adapt MLP r12 last block",
+    "Adapt within 1.5 x",
+    "Adapt within 1.5 x, other tasks",
+    "Adapt within 2 x",
+    "final affine",
+    "own last block",
+    "own last block, rate 3",
+    "MT wider, as own last block",
+    "LoRA per task, last block",
+    "Recon",
+    "MT, even gradients",
+    "Adapt r8 last block, even gradients",
+    "Adapt MLP r12 last block, even gradients",
+    "own last block, even gradients",
+    "own last block, rate 3, even gradients",
+    "MT as long as Adapt r8 last block, even gradients",
+    "MT, tuned weights",
+    "TM+TE, tuned weights",
+    "MT as long as TM+TE, tuned weights",
+    "TM+TE random, same cost, tuned weights",
+    "Adapt last half, tuned weights",
+    "Adapt r8 last block, tuned weights",
+    "Adapt MLP r12 last block, tuned weights",
+    "own last block, tuned weights",
+    "own last block, rate 3, tuned weights",
+    "MT wider, as own last block, tuned weights",
+    "MT as long as Adapt r8 last block, tuned weights",
+)
+"""Rows from the common plateau."""
 SETTLED = (
     "MT 2x",
     "TM",
@@ -107,10 +157,9 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             found = {f"ablation-{name}.jsonl": f"{tuning}-{kept_as}.jsonl"}
             yield of("weights", ("ablate", name, suite, *three, "--held-out", "val"), f"{plateau}-weights", found)
         balancing = [method.name for method in METHODS if method.balance is not None and method.plan is None]
-        rows = [method.name for method in METHODS if method.name not in balancing]
         yield of(
             "bench",
-            ("bench", suite, "--regime", "plateau", *five, "--methods", *rows),
+            ("bench", suite, "--regime", "plateau", *five, "--methods", *PLATEAU),
             plateau,
             {"results.jsonl": f"results/{plateau}.jsonl"},
         )

@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
             "conflict",
             "cosines",
             "copies-moment",
+            "even-copies",
         ):
             command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
@@ -152,6 +153,22 @@ def test_copies_may_come_later_and_learn_faster(folder: Path):
     assert late["step_flops"] == whole["step_flops"]
     assert late["flops_ratio"] < whole["flops_ratio"]
     assert late["analysis_share"] == 0  # copies need none, though one is made at every branch point
+
+
+def test_late_copies_beside_even_weights_go_on_from_training_with_them(folder: Path):
+    bench = Bench("scenes", RECIPE, folder / "seed-0")
+    late, plain = method_of("own last 1, rate 3, 50%, even gradients"), method_of("MT, even gradients")
+    run = run_of(bench, bench.load(), late)
+    assert run.step == 4  # of 8
+    assert [task.weight for task in run.tasks] == [task.weight for task in run_of(bench, bench.load(), plain).tasks]
+    halfway = torch.load(late.branch.start(bench), weights_only=True)["model"]
+    at_first = torch.load(BranchPoint().start(bench), weights_only=True)["model"]
+    begun = next(weight for name, weight in run.model.named_parameters() if name.endswith("trunk.pos_embed"))
+    assert torch.equal(begun, halfway["trunk.pos_embed"])
+    assert not torch.equal(begun, at_first["trunk.pos_embed"])
+    found = read_lines(folder / "ablation-even-copies.jsonl")
+    shares = {rows_of(found, method.name)[0]["analysis_share"] for method in (late, plain)}
+    assert len(shares) == 1  # one analysis, however many rows follow from it
 
 
 def test_another_variance_ratio_divides_the_space_elsewhere(folder: Path):

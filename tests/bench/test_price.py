@@ -60,6 +60,15 @@ def test_even_weights_pay_for_the_analysis(bench: Bench):
     assert paid(bench, method_of("MT, even gradients"), 100, "time") == pytest.approx(106)
 
 
+def test_what_branches_off_a_row_of_even_weights_pays_for_their_analysis_once(bench: Bench):
+    late = method_of("own last 1, rate 3, 50%, even gradients")
+    costs = {**figures(bench, "cost")["costs"], late.branch.of: {"step": 1.0, "step_flops": 0.5}}
+    costs[late.name] = {"step": 1.5, "step_flops": 0.75}
+    keep(bench, "cost", {"costs": costs, "added": {}, "analysis_of_a_batch": 0.25})
+    assert paid(bench, late, 100, "time") == pytest.approx(6 + 50 + 50 * 1.5)
+    assert paid(bench, late, 100, "FLOPs") == pytest.approx(2 + 25 + 50 * 0.75)
+
+
 def names(bench: Bench, methods: list[str]) -> set[str]:
     return {job.name for job in jobs_of(bench, methods) if not job.name.startswith("scenes, ")}
 

@@ -212,11 +212,12 @@ def test_a_balancing_goes_on_with_its_state(folder: Path, tmp_path: Path, monkey
 def test_wider_trunks_add_about_as_many_parameters_as_the_method(folder: Path):
     bench = Bench("scenes", RECIPE, folder / "seed-0")
     suite = bench.load()
+    methods = ("TM+TE", "Adapt last block", "own last block")
     counts = {
         name: sum(p.numel() for p in run_of(bench, suite, method_of(name)).model.parameters())
-        for name in ("MT", "TM+TE", "MT wider, as TM+TE", "Adapt last block", "MT wider, as Adapt last block")
+        for name in ("MT", *methods, *(f"MT wider, as {method}" for method in methods))
     }
-    for name in ("TM+TE", "Adapt last block"):
+    for name in methods:
         added = counts[name] - counts["MT"]
         wider = counts[f"MT wider, as {name}"] - counts["MT"]
         assert abs(wider - added) <= RECIPE.depth * (2 * RECIPE.width + 1)

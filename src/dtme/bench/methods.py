@@ -71,11 +71,6 @@ class Method:
     lasts: tuple[str, Literal["time", "FLOPs"]] | None = None
     longer: float = 1.0
 
-    @property
-    def analysed(self) -> bool:
-        """Whether it needs the analysis, whose time is then part of its price."""
-        return self.plan is not None or self.weights == "even"
-
 
 def watched(method: Method) -> Method:
     """A method without a balancing of its own, trained as it is, the tasks' parameter gradients looked at now and then."""
@@ -170,6 +165,11 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
         "MLPs wider by as many parameters as Adapt last block adds",
         shape=wider(lambda p, depth: 256 * p),
     ),
+    Method(
+        "MT wider, as own last block",
+        "MLPs wider by as many parameters as own last block adds",
+        shape=wider(lambda p, depth: 3 * (12 * p**2 + 13 * p)),
+    ),
     Method("PCGrad", "gradients projected off those they conflict with", balance=drawing(baselines.pcgrad)),
     Method("CAGrad", "the worst task's gain near the mean gradient", balance=by(baselines.cagrad)),
     Method("MGDA", "the shortest gradient of the convex hull", balance=by(baselines.mgda)),
@@ -222,6 +222,7 @@ _TUNED = (
     "Adapt MLP r12 last block",
     "own last block",
     "own last block, rate 3",
+    "MT wider, as own last block",
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
 )

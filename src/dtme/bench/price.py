@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dtme.bench.branch_point import price_of_analysis
+from dtme.bench.branch_point import BranchPoint, price_of_analysis
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.methods import Method
@@ -20,27 +20,38 @@ def counting(method: str) -> str:
 
 
 def paid(bench: Bench, method: Method, steps: int, currency: Currency) -> float:
-    """How many steps of plain training cost as much as a row up to its step `steps`.
+    """How many steps of plain training cost as much as a row up to its step `steps`, all that leads to it included."""
+    return _steps_paid(bench, method, steps, currency) + analysis_paid(bench, method, currency)
 
-    Steps before a plan is applied cost what those of the row it branches off do, and that row's analysis is paid as well.
-    """
+
+def _steps_paid(bench: Bench, method: Method, steps: int, currency: Currency) -> float:
+    """Without analyses; the steps before a plan is applied cost what those of the row it branches off do."""
     prices, recipe = figures(bench, "cost")["costs"], bench.recipe
     before = 0 if method.name == "ST" or method.shape is not None else method.branch.step(recipe)
-    first = float(before) if method.branch.of == "MT" else paid(bench, method_of(method.branch.of), before, currency)
+    plain = method.branch.of == "MT"
+    first = float(before) if plain else _steps_paid(bench, method_of(method.branch.of), before, currency)
     looking = 0.0
     if method.counted:
         looking = method.counted * recipe.steps * prices[counting(method.name)][OF_A_STEP[currency]]
-    own = (steps - before) * prices[method.name][OF_A_STEP[currency]]
-    return first + looking + analysis_paid(bench, method, currency) + own
+    return first + looking + (steps - before) * prices[method.name][OF_A_STEP[currency]]
+
+
+def analyses_of(method: Method) -> set[BranchPoint]:
+    """Where the analyses are made that a method's plan and weights come from, and those of the row it branches off."""
+    found = set() if method.branch.of == "MT" else analyses_of(method_of(method.branch.of))
+    if method.plan is not None:
+        found.add(method.branch)
+    if method.weights == "even":
+        found.add(BranchPoint())
+    return found
 
 
 def analysis_paid(bench: Bench, method: Method, currency: Currency) -> float:
-    """How many steps of plain training cost as much as the analysis that a method's plan or weights come from."""
-    if not method.analysed:
-        return 0.0
+    """How many steps of plain training cost as much as the analyses of a row."""
+    points = analyses_of(method)
     if currency == "time":
-        return price_of_analysis(bench, method.branch)[1]
-    return method.branch.batches(bench.recipe) * figures(bench, "cost")["analysis_of_a_batch"]
+        return sum(price_of_analysis(bench, point)[1] for point in points)
+    return sum(point.batches(bench.recipe) for point in points) * figures(bench, "cost")["analysis_of_a_batch"]
 
 
 def steps_of(bench: Bench, method: Method) -> int:

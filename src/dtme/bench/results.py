@@ -17,7 +17,7 @@ from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
 from dtme.bench.hardware import hardware
 from dtme.bench.model import build
-from dtme.bench.price import analysis_paid, paid
+from dtme.bench.price import analyses_of, analysis_paid, paid
 from dtme.bench.rows import plan_of_method, trained
 from dtme.bench.suite import Suite
 from dtme.bench.training import predictions
@@ -63,7 +63,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
-        spent += price_of_analysis(bench, known.branch)[0] if known.analysed else 0.0
+        spent += sum(price_of_analysis(bench, point)[0] for point in analyses_of(known))
         added, cost = prices["added"][method], prices["costs"][method]
         rows.append(
             {

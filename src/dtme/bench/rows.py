@@ -19,7 +19,7 @@ from dtme._files import written_whole
 from dtme.apply import apply
 from dtme.bench.beginnings import start_of, train_on
 from dtme.bench.branch_point import BranchPoint, conflict_of, plain_run, reach
-from dtme.bench.catalogue import method_of
+from dtme.bench.catalogue import every_method, method_of
 from dtme.bench.cosines import CosineLog
 from dtme.bench.experiment import Bench, keep, path_of
 from dtme.bench.jobs import Report
@@ -34,8 +34,9 @@ from dtme.plan import Plan
 
 
 def start_of_its_own(method: Method) -> str:
-    """The job that trains what a method of another shape begins with."""
-    return f"start of {method.name}"
+    """The job that trains what the methods of one other shape begin with, named after the first of them."""
+    first = next(other for other in every_method() if other.shape is method.shape)
+    return f"start of {first.name}"
 
 
 def begin_wide(bench: Bench, name: str, report: Report) -> None:

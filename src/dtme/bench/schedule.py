@@ -38,18 +38,18 @@ def jobs_of(bench: Bench, methods: Sequence[str], label: str = "") -> list[Job]:
     ready = tuple(job.name for job in data)
     inserting = [method for method in wanted if method.plan is not None]
     priced = [method for method in wanted if method.lasts is not None]
-    shaped = [method for method in wanted if method.shape is not None]
+    shaped = {start_of_its_own(method): method for method in wanted if method.shape is not None}
     points = list(dict.fromkeys(method.branch for method in wanted if method.branch != BranchPoint()))
     jobs = [
         Job("start", begin_all, (bench,), after=ready),
         Job("MT, first steps", begin, (bench,), after=("start",)),
         *(Job(point.name, go_on_to, (bench, point), after=(method_of(point.of).branch.name,)) for point in points),
-        *(Job(start_of_its_own(method), begin_wide, (bench, method.name), after=ready) for method in shaped),
+        *(Job(start, begin_wide, (bench, method.name), after=ready) for start, method in shaped.items()),
         Job(
             "cost",
             price,
             (bench, tuple(methods)),
-            after=("MT, first steps", *(point.name for point in points), *map(start_of_its_own, shaped)),
+            after=("MT, first steps", *(point.name for point in points), *shaped),
             alone=True,
         ),
         *(Job(method.name, finish, (bench, method.name), after=("cost", "MT, first steps")) for method in priced),

@@ -33,6 +33,13 @@ def _last(count: int, moment: float) -> Method:
     )
 
 
+def _last_beside_even_weights(count: int, moment: float) -> Method:
+    branch = BranchPoint() if moment == 0 else BranchPoint(moment, of="MT, even gradients")
+    copies = _last(count, moment)
+    says = f"{copies.says}; losses weighted so that token gradients are equally large at the start"
+    return replace(copies, name=f"{copies.name}, even gradients", says=says, weights="even", branch=branch)
+
+
 _MLP = r"mlp\..*"
 
 
@@ -80,6 +87,18 @@ OF_COPIES = (
             ("3, 60 %", _last(3, 0.6)),
             ("2, 0 %", _last(2, 0.0)),
             ("3, 0 %", _last(3, 0.0)),
+        ),
+    ),
+    Ablation(
+        "even-copies",
+        "copies of the last blocks beside even weights: what each budget buys",
+        "blocks, from",
+        (
+            ("none", of_table("MT, even gradients")[0]),
+            ("1, 50 %", _last_beside_even_weights(1, 0.5)),
+            ("1, 0 %", of_table("own last block, rate 3, even gradients")[0]),
+            ("2, 0 %", _last_beside_even_weights(2, 0.0)),
+            ("3, 0 %", _last_beside_even_weights(3, 0.0)),
         ),
     ),
 )
