@@ -81,16 +81,17 @@ def test_every_row_ends_in_figures(whole: TextBench):
     assert added["TM"] == 2 * 2 * 3 * 16
     assert added["TE"] == 2 * 3 * 16
     assert added["TM+TE"] == added["TM+TE random"] == added["TM"] + added["TE"] == added["TM+TE all"] // 2
-    per_block = 4 * 4 * (16 + 16) + 2 * 4 * (16 + 32)
+    per_block = 4 * 3 * (16 + 16) + 2 * 3 * (16 + 32)
     assert added["Adapt"] == 2 * 3 * per_block
     assert added["TM+TE+Adapt"] == added["Adapt"] + added["TM+TE"]
+    assert added["own last block"] == 2 * (4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16)
     assert added["LoRA per task"] == 4 * 3 * 2 * 8 * (16 + 16)
     assert added["MT"] == added["MT as long as the dearest"] == 0 < added["Norms per task"]
     assert any("not to be compared with published" in remark for remark in results["remarks"])
     assert "unweighted mean over CoLA (MCC), STS-B" in results["average"]
     for row in results["rows"]:
         plan = row["plan"]
-        assert (plan is not None) == (row["method"][:2] in ("TM", "TE", "Ad"))
+        assert (plan is not None) == (row["method"][:2] in ("TM", "TE", "Ad", "ow"))
 
 
 def test_mt_at_the_wall_clock_of_the_dearest_row_lasts_as_long_as_it(whole: TextBench):
@@ -128,7 +129,7 @@ def test_the_same_twice_and_an_interrupted_row_ends_the_same(whole: TextBench, t
         if done >= 7:
             raise KeyboardInterrupt
 
-    for name in ("TM+TE+Adapt", "LoRA per task"):
+    for name in ("TM+TE+Adapt", "own last block", "LoRA per task"):
         with pytest.raises(KeyboardInterrupt):
             finish(again, name, stop)
         assert (tmp_path / "rows" / f"{name.replace(' ', '-')}.pt").exists()
@@ -264,6 +265,7 @@ def test_tuning_takes_the_best_rate_then_the_best_sampler_then_the_rates_of_inse
             good = recipe.learning_rate if recipe.learning_rate < 3e-3 else 0.0
             value = 1e4 * good + 10 * (recipe.sampler == "temperature")
             value += recipe.insert_rate * (row == "TM+TE") - recipe.low_rank_rate * (row == "Adapt")
+            value += recipe.copies_rate * (row == "own last block")
             value += 1e4 * (row == "ST RTE" and good == 0)
             keep(own, row, {"measures": {task: {"x": value} for task in NAMES}})
 
@@ -275,16 +277,18 @@ def test_tuning_takes_the_best_rate_then_the_best_sampler_then_the_rates_of_inse
         sampler="temperature",
         insert_rate=3 * own.recipe.insert_rate,
         low_rank_rate=0.3 * own.recipe.low_rank_rate,
+        copies_rate=3 * own.recipe.copies_rate,
     )
     assert result.single_rates == {"CoLA": 2e-3, "STS-B": 2e-3, "RTE": 4e-3}
-    at = [f"{row} at {factor * 10:g}" for row in ("TM+TE", "Adapt") for factor in (0.3, 1, 3)]
+    rates = {"TM+TE": 10, "Adapt": 10, "own last block": 3}
+    at = [f"{row} at {factor * rate:g}" for row, rate in rates.items() for factor in (0.3, 1, 3)]
     assert list(result.scores) == [
         *("0.0005", "0.001", "0.002", "0.004", "proportional", "annealed", "temperature", "round robin"),
         *at,
     ]
     assert sum(name.endswith(": TM+TE") for name in ran) == 3
     assert sum(name.endswith(FIRST) for name in ran) == 4 + 4 + 2  # the rates in the middle branch off what MT began
-    assert "insert rate 30, low-rank rate 3 (tried: " in result.remark()
+    assert "insert rate 30, low-rank rate 3, copies' rate 9 (tried: " in result.remark()
     ran.clear()
     assert tune(own, found, ("MT", "ST", "inserts")) == result
     assert ran == []

@@ -50,7 +50,7 @@ def glue(
         seeds: Of data order, heads and dropout; every row runs once per seed, and is compared within seeds.
         recipe: Numbers of the training.
         tuned: What is tuned first, at a seed that no row has: learning rate and sampler by `MT`, single-task learning rates
-            by each `ST` row, the rates of `inserts` by TM+TE and Adapt.
+            by each `ST` row, the rates of `inserts` by TM+TE, Adapt and own last block.
         fast: Use bfloat16 where the device computes in it.
         workers: Rows side by side, each on one core; by default one per core.
         device: Where models are trained; by default a GPU if there is one.

@@ -30,6 +30,7 @@ _OF_ROWS = (
     "variance_ratio",
     "insert_rate",
     "low_rank_rate",
+    "copies_rate",
     "fraction",
     "rank",
 )

@@ -65,6 +65,11 @@ def planned(
     return plan
 
 
+def copied(report: ConflictReport, recipe: TextRecipe, seed: int) -> Plan:
+    """A copy of the last block for each task but the first, which keeps the block."""
+    return Plan(report.tasks, copies={report.blocks[-1]: report.tasks[1:]})
+
+
 METHODS = (
     TextMethod("ST", "one model per task, on as many of its sentences as MT sees of it"),
     TextMethod("MT", "plain multi-task training"),
@@ -80,6 +85,7 @@ METHODS = (
     ),
     TextMethod("TM+TE random", "TM+TE in random blocks", planned(modulation=True, expansion=True, select="random")),
     TextMethod("TM+TE all", "TM+TE in every block", planned(modulation=True, expansion=True, fraction=1.0)),
+    TextMethod("own last block", "a copy of the last block per task (ours)", copied),
     TextMethod("LoRA per task", "rank 8 on queries and values of every block", change=lora, rate="low_rank_rate"),
     TextMethod("Norms per task", "LayerNorms and biases of each task's own in every block", change=norms_and_biases),
 )

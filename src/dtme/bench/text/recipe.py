@@ -35,7 +35,8 @@ class TextRecipe:
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
         insert_rate: Learning rate of modulators, task tokens and a task's own norms and biases, as a multiple of the trunk's.
         low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
-        weight_decay: Decoupled; on matrices of trunk and heads alone.
+        copies_rate: Learning rate of copies of blocks, as a multiple of the trunk's.
+        weight_decay: Decoupled; on matrices of trunk, copies of blocks and heads alone.
         warmup: Share of the steps over which the learning rate rises to its peak, from where it falls in a line to zero.
         clip: Norm that the gradient is cut to.
         fraction: Share of the blocks for modulators, for task tokens, for updates.
@@ -61,11 +62,12 @@ class TextRecipe:
     head_rate: float = 10.0
     insert_rate: float = 10.0
     low_rank_rate: float = 10.0
+    copies_rate: float = 3.0
     weight_decay: float = 0.01
     warmup: float = 0.06
     clip: float = 1.0
     fraction: float = 0.5
-    rank: int = 4
+    rank: int = 3
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class TextRecipe:
             "head_rate",
             "insert_rate",
             "low_rank_rate",
+            "copies_rate",
             "clip",
             "analysis_samples",
             "rank",

@@ -104,11 +104,11 @@ def optimiser(model: nn.Module, recipe: TextRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
-def add_group(made: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rate: float) -> None:
-    """Give new parameters a group of their own, without decay, which would pull scales to 0 instead of to 1."""
+def add_group(made: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rate: float, decay: float = 0.0) -> None:
+    """Give new parameters a group of their own, by default without decay, which would pull scales to 0 instead of to 1."""
     own = list(parameters)
     if own:
-        made.add_param_group({"params": own, "rate": rate, "weight_decay": 0.0})
+        made.add_param_group({"params": own, "rate": rate, "weight_decay": decay})
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -181,9 +181,17 @@ def insert(run: TextRun, plan: Plan, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         apply(run.model, plan)
-    new = list(added_parameters(run.model))
-    add_group(run.made, (p for name, p in new if ".low_rank." not in name), run.recipe.insert_rate)
-    add_group(run.made, (p for name, p in new if ".low_rank." in name), run.recipe.low_rank_rate)
+    of: dict[str, list[nn.Parameter]] = {"inserts": [], "low-rank": [], "matrices": [], "vectors": []}
+    for name, parameter in added_parameters(run.model):
+        if ".copies." in name:
+            of["matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
+        else:
+            of["low-rank" if ".low_rank." in name else "inserts"].append(parameter)
+    recipe = run.recipe
+    add_group(run.made, of["inserts"], recipe.insert_rate)
+    add_group(run.made, of["low-rank"], recipe.low_rank_rate)
+    add_group(run.made, of["matrices"], recipe.copies_rate, recipe.weight_decay)
+    add_group(run.made, of["vectors"], recipe.copies_rate)
 
 
 def train(

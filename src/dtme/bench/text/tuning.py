@@ -25,7 +25,7 @@ RATES = (0.5, 1.0, 2.0, 4.0)
 """Learning rates that are tried, as multiples of the recipe's."""
 INSERT_RATES = (0.3, 1.0, 3.0)
 """Rates of what methods insert that are tried, as multiples of the recipe's."""
-INSERTS = {"insert_rate": "TM+TE", "low_rank_rate": "Adapt"}
+INSERTS = {"insert_rate": "TM+TE", "low_rank_rate": "Adapt", "copies_rate": "own last block"}
 """Which row decides which rate of the recipe."""
 
 Setting = TypeVar("Setting")
@@ -57,7 +57,7 @@ class Tuned:
         single = ", ".join(f"{task} {rate:g}" for task, rate in self.single_rates.items())
         return (
             f"Chosen at seed {SEED}: learning rate {recipe.learning_rate:g}, sampler {recipe.sampler!r}, insert rate "
-            f"{recipe.insert_rate:g}, low-rank rate {recipe.low_rank_rate:g}"
+            f"{recipe.insert_rate:g}, low-rank rate {recipe.low_rank_rate:g}, copies' rate {recipe.copies_rate:g}"
             + (f" (tried: {tried})" if tried else "")
             + (f"; single-task learning rates, each the best of its own row: {single}." if single else ".")
             + (f" Diverged, and counted as the worst: {', '.join(self.diverged)}." if self.diverged else "")
@@ -150,7 +150,7 @@ def _tried(bench: TextBench, **numbers: Any) -> TextBench:
     recipe = replace(bench.recipe, **numbers)
     name = f"{recipe.learning_rate:g}-{recipe.sampler.replace(' ', '-')}"
     if any(getattr(recipe, rate) != getattr(bench.recipe, rate) for rate in INSERTS):
-        name += f"-inserts-{recipe.insert_rate:g}-{recipe.low_rank_rate:g}"
+        name += "-inserts-" + "-".join(f"{getattr(recipe, rate):g}" for rate in INSERTS)
     return replace(bench, recipe=recipe, seed=SEED, out=bench.out / name, single_rates={})
 
 
