@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from benchmarks.clock import Live, peak_bytes
 from torch import Tensor, nn
 
@@ -95,6 +96,60 @@ def test_streams_take_about_their_number_of_activations(model: Vit, images: Tens
     share = (len(blocks) - first) / len(blocks)
     tail = 0.04 if first else 0.0  # of the norm behind the blocks, which runs on every stream, too
     assert activations(model, images) <= plain * (1 - share + share * len(TASKS) * ROOM[kind] + tail)
+
+
+class Bert(nn.Module):
+    """Norms behind: what reads the tokens first are the maps to queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = transformers.BertConfig(
+            hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=256, vocab_size=8
+        )
+        self.trunk = transformers.BertModel(config, add_pooling_layer=False).eval()
+        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in TASKS})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        states = self.trunk(inputs_embeds=tokens).last_hidden_state
+        return {task: head(states) for task, head in self.heads.items()}
+
+
+class Llama(nn.Module):
+    """Norms made of several operations, two of which keep the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = transformers.LlamaConfig(
+            hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, vocab_size=8
+        )
+        self.trunk = transformers.LlamaModel(config)
+        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in TASKS})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        states = self.trunk(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        return {task: head(states) for task, head in self.heads.items()}
+
+
+class Torchs(nn.Module):
+    """Norms behind, and attention that makes queries, keys and values by one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, 0.0), 6, enable_nested_tensor=False)
+        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in TASKS})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        states = self.trunk(tokens)
+        return {task: head(states) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("kind", [Bert, Llama, Torchs])
+def test_modulators_keep_no_more_per_stream_whatever_reads_their_tokens(kind: type[nn.Module]):
+    torch.manual_seed(0)
+    model, tokens = kind(), torch.randn(8, 65, 64)
+    plain = activations(model, tokens)
+    dtme.apply(model, dtme.Plan(TASKS, dict.fromkeys(find_blocks(model), TASKS)))
+    assert activations(model, tokens) <= len(TASKS) * plain
 
 
 def test_checkpointing_lets_streams_go_and_changes_no_gradient(model: Vit, images: Tensor):

@@ -78,6 +78,47 @@ class WritesToKept(Block):
         return tokens + added
 
 
+class ReadByLinear(Block):
+    """Norm behind: two maps read the tokens, and each keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens + self.linear(tokens).tanh() * self.gate(tokens))
+
+
+class MeanSquare(nn.Module):
+    """A norm of several operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.weight * (tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class ReadByMeanSquare(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = MeanSquare()
+
+
+class ReadByAttention(Block):
+    """Attention that makes queries, keys and values by one map, samples behind positions."""
+
+    batch_first = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens + self.linear(self.attend(tokens, tokens, tokens)[0]))
+
+
 class Fails(Block):
     def forward(self, tokens: Tensor) -> Tensor:
         raise KeyError("its own")
@@ -150,7 +191,18 @@ def test_norms_keep_how_their_tokens_are_made():
     assert remade(model, 1)
 
 
-@pytest.mark.parametrize("kind", [Block, WritesFirst, WritesBehindTheCounter, Transforms])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Block,
+        WritesFirst,
+        WritesBehindTheCounter,
+        Transforms,
+        ReadByLinear,
+        ReadByMeanSquare,
+        ReadByAttention,
+    ],
+)
 def test_gradients_are_the_same_to_the_bit(kind: type[Block]):
     model = modulated(kind)
     for ours, others in zip(gradients(model), kept_as_ever(model), strict=True):
@@ -172,8 +224,27 @@ def test_a_scale_of_zero_has_its_gradient():
     assert last(model).dtme.scale.grad is None
 
 
-def test_second_derivatives():
-    model = modulated().double()
+@pytest.mark.parametrize("kind", [ReadByLinear, ReadByMeanSquare])
+def test_whatever_reads_tokens_keeps_how_they_are_made(kind: type[Block]):
+    model = modulated(kind)
+    kept: list[Any] = []
+    tokens: list[Tensor] = []
+    first = last(model).linear if kind is ReadByLinear else last(model).norm
+
+    def note(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        tokens.append(given[0])
+        kept.append(output.grad_fn)
+
+    first.register_forward_hook(note)
+    loss(model)
+    saved = list(remaking._saved_between(kept[0], tokens[0].grad_fn))
+    assert sum(isinstance(own.data, remaking.Remade) for own in saved) == (1 if kind is ReadByLinear else 2)
+    assert not any(isinstance(own.data, Tensor) and own.data.data_ptr() == tokens[0].data_ptr() for own in saved)
+
+
+@pytest.mark.parametrize("kind", [Block, ReadByLinear, ReadByMeanSquare])
+def test_second_derivatives(kind: type[Block]):
+    model = modulated(kind).double()
 
     def penalty() -> Tensor:
         value = torch.stack([out.square().mean() for out in model(images().double()).values()]).sum()

@@ -1,43 +1,80 @@
 """Modulated tokens are made again on the way back, so that streams keep no more than their number of activations.
 
-For the gradient of its scale a modulator keeps the tokens that it is given. The norm that a block begins with keeps those that
-the modulator hands on: the same ones, scaled and shifted. So that norm keeps how they are made in their place, and the very
-same operation makes them again when its gradient needs them.
+For the gradient of its scale a modulator keeps the tokens that it is given. What reads them first in a block, a norm or the maps
+to queries, keys and values, keeps those that the modulator hands on: the same ones, scaled and shifted. So that reader keeps how
+they are made in their place, and the very same operation makes them again when its gradient needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from dtme.eager import is_transformed
 from dtme.insert import Insert, Recipe
 
-
-def watch_norms(block: nn.Module, insert: Insert) -> Iterator[RemovableHandle]:
-    """Let the norms of a block with modulators keep how modulated tokens are made, where they are given these."""
-    for norm in block.modules():
-        if isinstance(norm, nn.LayerNorm):
-            yield norm.register_forward_hook(partial(_after_norm, insert))
+_FARTHEST = 32
+"""Operations between what a module gives and what it was given that are looked at, at most."""
 
 
-def _after_norm(insert: Insert, norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+def watch_readers(block: nn.Module, insert: Insert) -> Iterator[RemovableHandle]:
+    """Let what reads modulated tokens in a block keep how they are made, where it is given these."""
+    for module in block.modules():
+        if isinstance(module, nn.MultiheadAttention) or not list(module.children()):
+            yield module.register_forward_hook(partial(_after_reading, insert))
+
+
+def _after_reading(insert: Insert, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     recipe = insert.passage.recipe
     if recipe is None or not args or args[0] is not recipe.made or is_transformed():
         return
-    saved = getattr(getattr(output, "grad_fn", None), "_raw_saved_input", None)
-    if saved is None or insert.scale is None or not insert.scale.requires_grad or not _is_as_made(insert, recipe):
+    if insert.scale is None or not insert.scale.requires_grad or not _is_as_made(insert, recipe):
         return
-    try:
-        saved.register_hooks(partial(_pack, recipe.made.data_ptr(), _remade(recipe)), _unpack)
-    except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
-        return
+    first = output[0] if isinstance(output, tuple) else output
+    remade: Remade | None = None
+    for saved in _saved_between(getattr(first, "grad_fn", None), recipe.made.grad_fn):
+        known = getattr(saved, "data", None)
+        if not _are_these(known, recipe.made):
+            continue
+        remade = remade or _remade(recipe)
+        try:
+            saved.register_hooks(partial(_pack, remade), partial(_unpack, known.shape))
+        except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
+            return
+
+
+def _saved_between(last: Node | None, first: Node | None) -> Iterator[Any]:
+    """What the operations keep that lead from a tensor to another that was made of it."""
+    waiting, seen = [last], {first, None}
+    while waiting and len(seen) < _FARTHEST:
+        node = waiting.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for name in _kept_by(type(node)):
+            saved = getattr(node, name)
+            yield from saved if isinstance(saved, tuple) else (saved,)
+        waiting += [before for before, _ in node.next_functions]
+
+
+@cache
+def _kept_by(operation: type[Node]) -> tuple[str, ...]:
+    """Under which names an operation has what it keeps."""
+    return tuple(name for name in dir(operation) if name.startswith("_raw_saved_"))
+
+
+def _are_these(known: object, made: Tensor) -> TypeGuard[Tensor]:
+    """Whether a tensor that is kept is the modulated tokens, perhaps in another shape."""
+    if not isinstance(known, Tensor) or known.dtype != made.dtype or known.numel() != made.numel():
+        return False
+    return known.data_ptr() == made.data_ptr() and known.is_contiguous()
 
 
 def _is_as_made(insert: Insert, recipe: Recipe) -> bool:
@@ -89,9 +126,9 @@ def _remade(recipe: Recipe) -> Remade:
     return Remade(recipe.make, sources, tuple(source._version for source in sources))
 
 
-def _pack(place: int, remade: Remade, saved: Tensor) -> Remade | Tensor:
-    return remade if saved.data_ptr() == place else saved.detach()  # a copy of the norm's own, as autocast makes one
+def _pack(remade: Remade, saved: Tensor) -> Remade:
+    return remade
 
 
-def _unpack(kept: Remade | Tensor) -> Tensor:
-    return kept.again() if isinstance(kept, Remade) else kept
+def _unpack(shape: torch.Size, kept: Remade) -> Tensor:
+    return kept.again().view(shape)
