@@ -27,7 +27,6 @@ from dtme.parallel import check_not_distributed
 from dtme.passed_by import watch_for_passing_by
 from dtme.plan import Plan
 from dtme.position_tables import Widened, spanning_tables, widen
-from dtme.remaking import watch_readers
 from dtme.routing import Routing, begin_pass, end_pass, leave_trunk, owner_of
 
 
@@ -105,7 +104,6 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
         handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
         # Prepended: hooks that others have put on the block, to collect hidden states say, get what the block hands on.
         handles.append(block.register_forward_hook(leave, with_kwargs=True, prepend=True))
-        handles += watch_readers(block, insert) if insert.modulated else []
         handles.append(block.register_forward_hook(name_block, always_call=True))
         handles += open_layers(block, insert, plan) if insert.adapted else []
         handles += [branch(block)] if insert.copied else []

@@ -20,6 +20,7 @@ from dtme.layout import Layout
 from dtme.modulating import modulated
 from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
+from dtme.remaking import remake
 from dtme.sample_axis import check_companions, check_samples, check_square
 from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 
@@ -90,6 +91,8 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     check_all_ran(insert)
     passage = insert.passage
+    if passage.recipe is not None:
+        remake(insert, passage.recipe, (args, kwargs), output)
     passage.recipe, passage.folded = None, []
     if not (passage.appended or passage.held or len(passage.groups) > 1):
         return output

@@ -15,12 +15,17 @@ from dtme.insert import Insert
 
 
 def name_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Add the note. A forward hook of a block with an insert that is called where its forward fails, too."""
+    """Add the note, and let tokens go. A forward hook of a block with an insert that is called where its forward fails, too."""
     error = sys.exc_info()[1]
     if output is not None or error is None:  # it did not fail, whatever error is being dealt with elsewhere
         return
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    done = insert.told()
+    passage, done = insert.passage, insert.told()
+    passage.recipe, passage.held, passage.folded = (
+        None,
+        None,
+        [],
+    )  # checkpointing ends a second pass by an error, each time
     if done is None:
         return
     note = f"dtme: this comes from block {insert.name!r} ({type(block).__name__}), {done}"

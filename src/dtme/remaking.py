@@ -1,80 +1,92 @@
 """Modulated tokens are made again on the way back, so that streams keep no more than their number of activations.
 
-For the gradient of its scale a modulator keeps the tokens that it is given. What reads them first in a block, a norm or the maps
-to queries, keys and values, keeps those that the modulator hands on: the same ones, scaled and shifted. So that reader keeps how
-they are made in their place, and the very same operation makes them again when its gradient needs them.
+For the gradient of its scale a modulator keeps the tokens that it is given. What reads tokens first in the block, a norm or the
+maps to queries, keys and values, keeps those that the modulator hands on: the same ones, scaled and shifted. So when a block
+has run, whatever has kept these is given how they are made in their place, and the very same operation makes them again when a
+gradient needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node
-from torch.utils.hooks import RemovableHandle
 
-from dtme.eager import is_transformed
+from dtme.arguments import Call
+from dtme.eager import is_replayed, is_transformed
 from dtme.insert import Insert, Recipe
+from dtme.outputs import tensors_of
 
-_FARTHEST = 32
-"""Operations between what a module gives and what it was given that are looked at, at most."""
-
-
-def watch_readers(block: nn.Module, insert: Insert) -> Iterator[RemovableHandle]:
-    """Let what reads modulated tokens in a block keep how they are made, where it is given these."""
-    for module in block.modules():
-        if isinstance(module, nn.MultiheadAttention) or not list(module.children()):
-            yield module.register_forward_hook(partial(_after_reading, insert))
+_MOST = 1000
+"""Operations of a block that are looked at, at most."""
+_KEPT: WeakKeyDictionary[type[Node], tuple[str, ...]] = WeakKeyDictionary()
+"""Under which names operations of a kind have what they keep."""
 
 
-def _after_reading(insert: Insert, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    recipe = insert.passage.recipe
-    if recipe is None or not args or args[0] is not recipe.made or is_transformed():
+def remake(insert: Insert, recipe: Recipe, call: Call, output: Any) -> None:
+    """Let what a block has kept of its modulated tokens be made again when it is needed.
+
+    Args:
+        insert: Of the block.
+        recipe: Of the tokens that it ran on.
+        call: That it ran with.
+        output: What it gave.
+    """
+    if insert.scale is None or not insert.scale.requires_grad or is_transformed() or is_replayed():
         return
-    if insert.scale is None or not insert.scale.requires_grad or not _is_as_made(insert, recipe):
+    ends = {recipe.made.grad_fn, *_makers_of(call)}
+    kept = [
+        own for own in _kept_between(_makers_of(output), ends) if _are_these(getattr(own, "data", None), recipe.made)
+    ]
+    if not kept or not _is_as_made(insert, recipe):
         return
-    first = output[0] if isinstance(output, tuple) else output
-    remade: Remade | None = None
-    for saved in _saved_between(getattr(first, "grad_fn", None), recipe.made.grad_fn):
-        known = getattr(saved, "data", None)
-        if not _are_these(known, recipe.made):
-            continue
-        remade = remade or _remade(recipe)
-        try:
-            saved.register_hooks(partial(_pack, remade), partial(_unpack, known.shape))
-        except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
-            return
+    remade = _remade(recipe)
+    try:
+        for own in kept:
+            own.register_hooks(partial(_pack, remade), _unpack)
+    except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
+        return
 
 
-def _saved_between(last: Node | None, first: Node | None) -> Iterator[Any]:
-    """What the operations keep that lead from a tensor to another that was made of it."""
-    waiting, seen = [last], {first, None}
-    while waiting and len(seen) < _FARTHEST:
-        node = waiting.pop(0)
+def _makers_of(tensors: Any) -> set[Node]:
+    """The operations that have made tensors, wherever these are held."""
+    return {tensor.grad_fn for tensor in tensors_of(tensors) if tensor.grad_fn is not None}
+
+
+def _kept_between(lasts: Iterable[Node | None], firsts: Iterable[Node | None]) -> Iterator[Any]:
+    """What the operations have kept that lead to the last ones from the first ones, which are left out."""
+    waiting, seen = list(lasts), set(firsts)
+    while waiting and len(seen) < _MOST:
+        node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        for name in _kept_by(type(node)):
-            saved = getattr(node, name)
-            yield from saved if isinstance(saved, tuple) else (saved,)
+        for name in _names_of_kept(type(node)):
+            try:
+                kept = getattr(node, name)
+            except RuntimeError:  # it has been freed
+                continue
+            yield from kept if isinstance(kept, tuple) else (kept,)
         waiting += [before for before, _ in node.next_functions]
 
 
-@cache
-def _kept_by(operation: type[Node]) -> tuple[str, ...]:
-    """Under which names an operation has what it keeps."""
-    return tuple(name for name in dir(operation) if name.startswith("_raw_saved_"))
+def _names_of_kept(kind: type[Node]) -> tuple[str, ...]:
+    if kind not in _KEPT:
+        _KEPT[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    return _KEPT[kind]
 
 
-def _are_these(known: object, made: Tensor) -> TypeGuard[Tensor]:
-    """Whether a tensor that is kept is the modulated tokens, perhaps in another shape."""
-    if not isinstance(known, Tensor) or known.dtype != made.dtype or known.numel() != made.numel():
+def _are_these(kept: object, made: Tensor) -> TypeGuard[Tensor]:
+    """Whether what is kept is the modulated tokens, perhaps in another shape."""
+    if type(kept) is not Tensor or kept.layout != torch.strided or kept.dtype != made.dtype:
         return False
-    return known.data_ptr() == made.data_ptr() and known.is_contiguous()
+    return kept.numel() == made.numel() and kept.is_contiguous() and kept.data_ptr() == made.data_ptr()
 
 
 def _is_as_made(insert: Insert, recipe: Recipe) -> bool:
@@ -126,9 +138,10 @@ def _remade(recipe: Recipe) -> Remade:
     return Remade(recipe.make, sources, tuple(source._version for source in sources))
 
 
-def _pack(remade: Remade, saved: Tensor) -> Remade:
-    return remade
+def _pack(remade: Remade, kept: Tensor) -> tuple[Remade, torch.Size]:
+    return remade, kept.shape
 
 
-def _unpack(shape: torch.Size, kept: Remade) -> Tensor:
-    return kept.again().view(shape)
+def _unpack(packed: tuple[Remade, torch.Size]) -> Tensor:
+    remade, shape = packed
+    return remade.again().view(shape)
