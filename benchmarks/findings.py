@@ -52,6 +52,7 @@ PLATEAU = (
     "final affine",
     "own last block",
     "own last block, rate 3",
+    "own last half",
     "MT wider, as own last block",
     "LoRA per task, last block",
     "Recon",

@@ -21,11 +21,8 @@ def name_block(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         return
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     passage, done = insert.passage, insert.told()
-    passage.recipe, passage.held, passage.folded = (
-        None,
-        None,
-        [],
-    )  # checkpointing ends a second pass by an error, each time
+    # Activation checkpointing ends every second pass by an error as soon as it has what it needs.
+    passage.recipe, passage.held, passage.folded = None, None, []
     if done is None:
         return
     note = f"dtme: this comes from block {insert.name!r} ({type(block).__name__}), {done}"

@@ -9,6 +9,7 @@ gradient needs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -47,11 +48,9 @@ def remake(insert: Insert, recipe: Recipe, call: Call, output: Any) -> None:
     if not kept or not _is_as_made(insert, recipe):
         return
     remade = _remade(recipe)
-    try:
+    with suppress(RuntimeError):  # someone else decides what is kept, as activation checkpointing does
         for own in kept:
             own.register_hooks(partial(_pack, remade), _unpack)
-    except RuntimeError:  # someone else decides what is kept, as activation checkpointing does
-        return
 
 
 def _makers_of(tensors: Any) -> set[Node]:

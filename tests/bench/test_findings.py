@@ -8,6 +8,7 @@ from statistics import fmean
 import pytest
 from benchmarks import findings
 
+from dtme.bench.ablation_table import SUITES
 from dtme.bench.ablations import ablation_of
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import TUNED_WEIGHTS
@@ -38,6 +39,13 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["findings.py", *words])
     findings.main()
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_commands_make_the_rows_that_the_tables_have(suite: str):
+    results = Path(__file__).parents[2] / "results" / f"{suite}-plateau.jsonl"
+    rows = {json.loads(line)["method"] for line in results.read_text(encoding="utf-8").splitlines()}
+    assert rows == set(findings.PLATEAU)
 
 
 def test_what_a_command_leaves_is_kept(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
