@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dtme
 from dtme.cost import price
-from dtme.flops import FlopCount, ModelFlops, plain_products
-from models import make_batches, task_losses, tiny_vit, torch_encoder_multitask
+from dtme.flops import FlopCount, ModelFlops
+from dtme.products import plain_products
+from models import WholeFeatures, make_batches, task_losses, tiny_vit, torch_encoder_multitask
 
 
 def counted(model: nn.Module, image: Tensor) -> int:
@@ -65,8 +67,15 @@ def test_a_plan_that_does_not_fit_is_refused():
     model, image = tiny_vit(), torch.randn(2, 3, 16, 16)
     with pytest.raises(ValueError, match=r"no block 'blocks\.9'"):
         dtme.Plan(model.tasks, {"blocks.9": ("scene",)}).cost(model, image)
-    with pytest.raises(ValueError, match=r"'blocks\.1\.mlp' did not run by itself"):
-        dtme.Plan(model.tasks, {"blocks.1.mlp": ("scene",)}).cost(model, image)
+    with pytest.raises(
+        ValueError, match=r"block 'blocks\.1' cannot be counted: 'blocks\.1\.mlp\.0' lies in 'blocks\.1\.mlp'"
+    ):
+        dtme.Plan(model.tasks, {"blocks.1.mlp": ("scene",)}, adapt={"blocks.1.mlp.0": ("scene",)}).cost(model, image)
+    model.blocks[1].spare = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match=r"block 'blocks\.1' cannot be counted: 'blocks\.1\.spare' runs 0 times in it"):
+        dtme.Plan(model.tasks, {"blocks.1.spare": ("scene",)}).cost(model, image)
+    with pytest.raises(ValueError, match=r"block 'heads\.scene\.project' did not run by itself"):
+        dtme.Plan(model.tasks, {"heads.scene.project": ("scene",)}).cost(model, image)
     dtme.apply(model, dtme.Plan(model.tasks, {"blocks.1": ("scene",)}))
     with pytest.raises(ValueError, match="has inserts already"):
         dtme.Plan(model.tasks).cost(model, image)
@@ -157,3 +166,50 @@ def test_the_analysis_of_a_model_with_inserts_says_that_it_counts_none():
     report = dtme.analyze(model, task_losses, batches)
     assert isinstance(report.flops, str)
     assert "has inserts" in report.flops
+
+
+ALL = ("depth", "edges", "semseg")
+AT = "trunk.blocks."
+
+
+@pytest.mark.parametrize(
+    "placed",
+    [
+        {"adapt": {AT + "3.mlp": ALL}},
+        {"copies": {AT + "3.mlp": ALL[1:]}},
+        {"copies": {AT + "2.mlp": ALL[1:], AT + "3": ALL[1:]}},
+        {"adapt": {AT + "2.mlp": ("edges",)}, "modulate": {AT + "3.attn": ALL}},
+        {"modulate": {AT + "2.attn": ("depth",)}, "adapt": {AT + "3.mlp": ALL}},
+        {"modulate": {AT + "1.attn": ALL, AT + "1.mlp": ALL}, "adapt": {AT + "3.mlp": ("depth",)}},
+        {"modulate": {AT + "1": ALL}, "adapt": {AT + "3.mlp": ALL}, "expand": {AT + "3": ALL}},
+        {"expand": {AT + "2.attn": ("edges",)}, "tokens_per_task": 2},
+        {"expand": {AT + "1.attn": ALL}, "adapt": {AT + "1.attn": ALL}, "tokens_per_task": 3},
+        {"expand": {AT + "1": ALL, AT + "1.attn": ALL}, "adapt": {AT + "1.mlp": ALL}},
+    ],
+)
+def test_inserts_in_parts_of_blocks_are_priced_to_the_flop(placed: dict[str, Any]):
+    model = WholeFeatures(ALL).eval()
+    image = torch.randn(5, 3, 32, 32).double()
+    plan = dtme.Plan(ALL, **placed)
+    told = plan.cost(model, image)
+    assert told.plain_flops == counted(model, image)
+    assert told.flops == counted(dtme.apply(model, plan), image)
+
+
+def test_streams_that_part_at_the_mlp_cost_less_than_those_that_part_at_the_block():
+    model, image = WholeFeatures(ALL), torch.randn(2, 3, 32, 32).double()
+    whole = dtme.Plan(ALL, adapt={AT + "3": ALL}, adapt_layers=r"mlp\..*")
+    late = dtme.Plan(ALL, adapt={AT + "3": ALL}).starting_at("mlp")
+    costs = [plan.cost(model, image) for plan in (whole, late)]
+    assert costs[0].streams == costs[1].streams == {f"{AT}{place}": 1 + 2 * (place == 3) for place in range(4)}
+    assert 1 < costs[1].ratio < costs[0].ratio
+
+
+def test_flops_of_parts_come_back_from_json():
+    model = WholeFeatures(ALL)
+    count = FlopCount(model, [AT + "3.mlp"])
+    with torch.no_grad(), plain_products(), count.first_pass():
+        model(torch.randn(2, 3, 32, 32).double())
+    flops = count.flops()
+    assert flops.blocks[AT + "3"].parts[AT + "3.mlp"].last
+    assert ModelFlops.from_dict(json.loads(json.dumps(flops.to_dict()))) == flops

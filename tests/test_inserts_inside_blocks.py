@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import dtme
 from dtme.streams import Streams
@@ -126,6 +128,140 @@ def test_a_part_that_is_not_given_every_stream_is_refused():
                 tokens = block(tokens)
             return {task: head(tokens) for task, head in self.heads.items()}
 
-    model = dtme.apply(Other(), dtme.Plan(TASKS, modulate={"blocks.1.mlp": TASKS}))
+    model = dtme.apply(Other(), dtme.Plan(TASKS, modulate={"blocks.1.mlp": TASKS, "blocks.0": TASKS}))
     with pytest.raises(ValueError, match=r"1 rows enter 'blocks\.1\.mlp' where the block 'blocks\.1' around it runs 3"):
         model(torch.randn(2, 5, 8))
+
+
+def lanes_seen(model: Any, images: Tensor) -> dict[str, int]:
+    """How many times the samples of the images ran through each part, in one pass for all tasks."""
+    seen: dict[str, int] = {}
+
+    def tell(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[name] = args[0].shape[0] // len(images)
+
+    handles = [
+        model.get_submodule(f"trunk.blocks.{block}.{part}").register_forward_pre_hook(
+            functools.partial(tell, f"{block}.{part}")
+        )
+        for block in range(4)
+        for part in PARTS
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+LATE = {
+    "updates": dtme.Plan(TASKS, adapt={"trunk.blocks.2.mlp": TASKS}),
+    "copies": dtme.Plan(TASKS, copies={"trunk.blocks.2.mlp": TASKS[1:]}),
+    "modulators": dtme.Plan(TASKS, modulate={"trunk.blocks.2.mlp": TASKS, "trunk.blocks.3": TASKS}),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_streams_part_no_sooner_than_at_the_last_part_if_it_alone_has_inserts(
+    base: WholeFeatures, images: Tensor, kind: str
+):
+    model = changed(base, LATE[kind])
+    lanes = lanes_seen(model, images)
+    assert [lanes[f"2.{part}"] for part in PARTS] == [1, 3]
+    assert [lanes[f"{block}.{part}"] for block in (1, 3) for part in PARTS] == [1, 1, 3, 3]
+    outputs = model(images)
+    for task in TASKS:
+        with dtme.tasks(model, task):
+            torch.testing.assert_close(model(images)[task], outputs[task])
+        with dtme.tasks(model, per_sample=[task, task]):
+            torch.testing.assert_close(model(images)[task], outputs[task])
+    assert len({float(output.detach().sum()) for output in outputs.values()}) == len(TASKS)
+
+
+def test_tasks_that_share_a_stream_go_on_sharing_it(base: WholeFeatures, images: Tensor):
+    model = changed(base, dtme.Plan(TASKS, adapt={"trunk.blocks.2.mlp": ("edges",)}))
+    assert [lanes_seen(model, images)[f"{block}.mlp"] for block in range(4)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        dtme.Plan(TASKS, adapt={"trunk.blocks.2.mlp": TASKS, "trunk.blocks.2.attn": TASKS}),
+        dtme.Plan(TASKS, expand={"trunk.blocks.2.attn": TASKS}),
+        dtme.Plan(TASKS, adapt={"trunk.blocks.2.mlp": TASKS}, modulate={"trunk.blocks.2": TASKS}),
+        dtme.Plan(TASKS, adapt={"trunk.blocks.2.mlp": TASKS}, modulate={"trunk.blocks.1": TASKS}),
+    ],
+)
+def test_streams_that_have_parted_are_folded_for_the_whole_block(base: WholeFeatures, images: Tensor, plan: dtme.Plan):
+    lanes = lanes_seen(changed(base, plan), images)
+    assert [lanes[f"2.{part}"] for part in PARTS] == [3, 3]
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_parting_late_has_the_gradients_of_one_task_at_a_time(base: WholeFeatures, images: Tensor, kind: str):
+    together = changed(base, LATE[kind])
+    apart = copy.deepcopy(together)
+    checkpointed = copy.deepcopy(together)
+    block = checkpointed.get_submodule("trunk.blocks.2")
+    forward = block.forward
+    block.forward = functools.partial(checkpoint, forward, use_reentrant=False)
+    for model in (together, checkpointed):
+        torch.stack([output.square().mean() for output in model(images).values()]).sum().backward()
+    for task in TASKS:
+        with dtme.tasks(apart, task):
+            apart(images)[task].square().mean().backward()
+    for other in (apart, checkpointed):
+        for (name, one), (_, two) in zip(together.named_parameters(), other.named_parameters(), strict=True):
+            assert (one.grad is None) == (two.grad is None), name
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad, two.grad, msg=name)
+
+
+def test_parting_at_the_mlp_is_adapting_its_layers_alone(base: WholeFeatures, images: Tensor):
+    plan = dtme.Plan(TASKS, adapt={"trunk.blocks.2": TASKS, "trunk.blocks.3": TASKS}, rank=3)
+    late = changed(base, plan.starting_at("mlp"))
+    early = changed(base, dtme.Plan(TASKS, adapt=plan.adapt, rank=3))
+    own = dict(late.named_parameters())
+    with torch.no_grad():
+        for name, parameter in early.named_parameters():
+            if "blocks.2.dtme.low_rank." in name:
+                part, rest = name.split("low_rank.")[1].split("-", 1)
+                if part == "mlp":
+                    parameter.copy_(own[f"trunk.blocks.2.mlp.dtme.low_rank.{rest}"])
+                else:
+                    parameter.zero_()
+            else:
+                parameter.copy_(own[name])
+    torch.testing.assert_close(late(images), early(images))
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_parting_late_compiled(base: WholeFeatures, images: Tensor, kind: str):
+    model = changed(base, LATE[kind])
+    torch.testing.assert_close(torch.compile(model, backend="eager")(images), model(images))
+
+
+def test_a_tensor_that_all_tasks_share_is_not_written_inside_a_block(base: WholeFeatures, images: Tensor):
+    def forward(tokens: Tensor) -> Tensor:
+        kept = tokens.clone()
+        kept += block.attn(block.norm1(kept))
+        kept += block.mlp(block.norm2(kept))
+        return kept
+
+    model: Any = copy.deepcopy(base)
+    block: Any = model.get_submodule("trunk.blocks.2")
+    block.forward = forward
+    displaced(model, LATE["updates"], 0.3)
+    with pytest.raises(
+        RuntimeError, match=r"add_: the model writes task-specific streams into a tensor that all tasks"
+    ):
+        model(images)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [dtme.Plan(TASKS), dtme.Plan(TASKS, modulate={"x.1": TASKS}, adapt={"x.1": TASKS})],
+    ids=["empty", "modulators"],
+)
+def test_what_starts_late_is_adaptation_or_copies(plan: dtme.Plan):
+    with pytest.raises(ValueError, match=r"starting_at\('mlp'\): the plan has (nothing|modulators or task tokens)"):
+        plan.starting_at("mlp")

@@ -91,7 +91,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     leaving = leaving_modules(model, plan.tasks, branches)
     routing = Routing(model, plan.tasks, plan.tasks)
     inserts = {name: Insert(name, block, plan, routing, width_of(block)) for name, block in blocks.items()}
-    _nest(inserts, plan)
+    _nest(inserts, blocks, plan)
     handles = []
     for name, block in blocks.items():
         insert = inserts[name]
@@ -235,9 +235,10 @@ def _blocks_of_plan(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if name in wanted - sequential}
 
 
-def _nest(inserts: Mapping[str, Insert], plan: Plan) -> None:
+def _nest(inserts: Mapping[str, Insert], blocks: Mapping[str, nn.Module], plan: Plan) -> None:
     """Let the inserts of parts of blocks know the insert of the block around them."""
     for name in plan.blocks:
         around = [outer for outer in inserts if name.startswith(f"{outer}.")]
         if around:
-            inserts[name].lies_in(inserts[max(around, key=len)])
+            outer = max(around, key=len)
+            inserts[name].lies_in(inserts[outer], blocks[outer])

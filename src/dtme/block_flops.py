@@ -47,6 +47,8 @@ class BlockFlops:
         task_tokens: `(a, b)`: n task tokens add `a n + b n^2` to a stream. `None` where the block takes none.
         updates: `(a, b)`: low-rank updates of rank r add `r (a + b n)` to a stream. `None` where none can be made.
         refusals: Why it is `None`, by the field of the plan that asks for it, `"expand"` or `"adapt"`.
+        parts: Of parts of the block, by name; what is `behind` a part is what the block makes of its output.
+        last: Of a part, whether it runs last in the block, so that streams may part in it.
     """
 
     stream: int
@@ -55,6 +57,8 @@ class BlockFlops:
     task_tokens: tuple[int, int] | None = None
     updates: tuple[int, int] | None = None
     refusals: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, BlockFlops] = field(default_factory=dict)
+    last: bool = False
 
     def run(self, streams: int, tokens: int = 0, rank: int = 0) -> int:
         """FLOPs of one run of the block on so many streams with so many task tokens each.

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from dtme.apply import is_applied
+from dtme.block_flops import BlockFlops
 from dtme.blocks import packing_modules
 from dtme.branches import leaving_modules
-from dtme.flops import FlopCount, ModelFlops, plain_products
+from dtme.flops import FlopCount, ModelFlops
 from dtme.plan import Plan
+from dtme.products import plain_products
 from dtme.streams import Groups, refine
 
 
@@ -71,7 +73,8 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
 
     Every block runs once per stream, and so does what lies between blocks; task tokens lengthen the sequence of the streams
     that have some, and those that have none run apart from them; low-rank updates are made in all streams that run
-    together as soon as one of them has one. A copy of a block runs in the block's place, on the stream of its task.
+    together as soon as one of them has one. A copy of a block runs in the block's place, on the stream of its task. Where no
+    stream has parted before and the last part of a block alone has inserts, streams part there.
 
     Raises:
         ValueError: A block did not run on its own in the pass that was counted, or cannot take what the plan inserts.
@@ -83,7 +86,8 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
         >>> cost.flops, cost.plain_flops, cost.streams
         (320, 215, {'x.0': 1, 'x.1': 2})
     """
-    idle = [name for name in plan.blocks if name not in flops.blocks]
+    known = {*flops.blocks, *(part for block in flops.blocks.values() for part in block.parts)}
+    idle = [name for name in plan.blocks if name not in known]
     if idle:
         raise ValueError(
             f"plan: block {idle[0]!r} did not run by itself in the pass that was counted. Those that did: "
@@ -92,28 +96,47 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
     groups: Groups = (plan.tasks,)
     total, streams = flops.once, {}
     for name, block in flops.blocks.items():
-        expanded, adapted = plan.expand.get(name, ()), plan.adapt.get(name, ())
-        groups = refine(groups, plan.parting(name))
-        own = [(group,) for group in groups if group[0] in plan.copies.get(name, ())]
-        if own:
-            passes = [*((group, 0) for group in own), (tuple(group for group in groups if (group,) not in own), 0)]
-        elif plan.joint_tokens or not expanded:
-            passes = [(groups, plan.tokens_per_task * len(expanded))]
+        parts = {part: found for part, found in block.parts.items() if part in plan.blocks}
+        bare = not plan.parting(name) and name not in plan.expand
+        late = bare and len(groups) == 1 and [found.last for found in parts.values()] == [True]
+        if late:  # what runs before the part runs once
+            total += block.run(1)
         else:
-            having = tuple(group for group in groups if group[0] in expanded)
-            lacking = tuple(group for group in groups if group[0] not in expanded)
-            passes = [(having, plan.tokens_per_task), (lacking, 0)]
-        for members, tokens in passes:
-            if not members:
-                continue
-            rank = plan.rank if any(group[0] in adapted for group in members) else 0
-            try:
-                total += block.run(len(members), tokens, rank)
-            except ValueError as why:
-                raise ValueError(f"plan: block {name!r} cannot take what is planned there. {why}") from None
+            groups = refine(groups, [*plan.parting(name), *(task for part in parts for task in plan.parting(part))])
+            total += _runs(plan, name, block, groups)
+        tokens = plan.tokens_per_task if plan.expand.get(name) else 0
+        for part, found in parts.items():
+            once = 1 if late else len(groups)
+            groups = refine(groups, plan.parting(part))
+            total += _runs(plan, part, found, groups, tokens) - found.run(once, tokens)
+            total += (len(groups) - once) * found.behind
         total += len(groups) * block.behind
         streams[name] = len(groups)
     return Cost(total, flops.plain, streams)
+
+
+def _runs(plan: Plan, name: str, block: BlockFlops, groups: Groups, around: int = 0) -> int:
+    """FLOPs of a block, or a part of one, on all streams; task tokens of the block around a part are there `around` it."""
+    expanded, adapted = plan.expand.get(name, ()), plan.adapt.get(name, ())
+    own = [(group,) for group in groups if group[0] in plan.copies.get(name, ())]
+    if own:
+        passes = [*((group, 0) for group in own), (tuple(group for group in groups if (group,) not in own), 0)]
+    elif plan.joint_tokens or not expanded:
+        passes = [(groups, plan.tokens_per_task * len(expanded))]
+    else:
+        having = tuple(group for group in groups if group[0] in expanded)
+        lacking = tuple(group for group in groups if group[0] not in expanded)
+        passes = [(having, plan.tokens_per_task), (lacking, 0)]
+    total = 0
+    for members, tokens in passes:
+        if not members:
+            continue
+        rank = plan.rank if any(group[0] in adapted for group in members) else 0
+        try:
+            total += block.run(len(members), around + tokens, rank)
+        except ValueError as why:
+            raise ValueError(f"plan: block {name!r} cannot take what is planned there. {why}") from None
+    return total
 
 
 @contextmanager

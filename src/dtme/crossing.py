@@ -42,6 +42,10 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     key, layout = _place_and_layout(insert, block, args, kwargs)
     given: Tensor = take(args, kwargs, key)
     _check(insert, block, (args, kwargs), key, layout)
+    passage.left_to_a_part = insert.leaves_to_a_part(given)
+    if passage.left_to_a_part:
+        passage.groups = ()
+        return args, kwargs
     rows, ids = given.shape[layout.batch], insert.routing.rows
     passage.appended, passage.held, passage.recipe, passage.batch_dim = 0, None, None, layout.batch
     passage.folded = []
@@ -62,21 +66,21 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     passage.idle = set(insert.low_rank)
     tokens = modulated(insert, given, lanes, layout)
     call = exchange((args, kwargs), given, tokens)
-    if len(passage.groups) > 1 and insert.outer is None:
+    if len(passage.groups) > 1 and not insert.within_streams():
         call = _fold_others(insert, call, samples, tokens, given, layout)
     return call if insert.tokens is None else expanded(insert, block, call, key, lanes, layout)
 
 
 def _groups(insert: Insert, given: Tensor) -> Groups:
     """Which tasks each stream serves: those of the block that this one is a part of, or else of the tokens, parted further."""
-    if insert.outer is not None:
+    if insert.outer is not None and insert.within_streams():
         return insert.outer.passage.groups
     return refine(groups_of(given, insert.routing.active), insert.parting())
 
 
 def _samples(insert: Insert, rows: int, lanes: int) -> int:
     """Samples of a lane, or all rows where each is a lane."""
-    if insert.outer is None or insert.routing.rows is not None:
+    if insert.outer is None or not insert.within_streams() or insert.routing.rows is not None:
         return rows
     if rows % lanes:
         raise ValueError(
@@ -104,7 +108,7 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     if passage.held is not None:
         tokens, output = with_those_held_back(insert, block, tokens, whole, output, layout)
     output = tokens if output is whole else map_tensors(output, lambda tensor: tokens if tensor is whole else tensor)
-    if len(passage.groups) > 1 and insert.outer is None:
+    if len(passage.groups) > 1 and not insert.within_streams():
         rows = tokens.shape[layout.batch]
         split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
         output = map_tensors(output, split)

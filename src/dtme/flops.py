@@ -10,16 +10,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
 from dtme.block_flops import BlockFlops, count_block
 from dtme.blocks import find_blocks
 from dtme.insert import Insert
-from dtme.outputs import tensors_of
+from dtme.part_flops import count_parts
+from dtme.products import Products, plain_products
+from dtme.trail import Trail
 
 
 @dataclass(frozen=True)
@@ -57,23 +55,7 @@ class ModelFlops:
             >>> ModelFlops.from_dict(flops.to_dict()) == flops
             True
         """
-        blocks = {}
-        for name, found in data["blocks"].items():
-            pairs = {key: None if found[key] is None else tuple(found[key]) for key in ("task_tokens", "updates")}
-            blocks[name] = BlockFlops(**{**found, **pairs})
-        return cls(data["once"], blocks)
-
-
-@contextmanager
-def plain_products() -> Iterator[None]:
-    """Attention as the products it is made of, which torch's counter knows on every device, while the context lasts."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        return cls(data["once"], {name: _block_of(found) for name, found in data["blocks"].items()})
 
 
 class FlopCount:
@@ -98,11 +80,13 @@ class FlopCount:
             trunk = find_blocks(model)
         except ValueError:
             trunk = {}
+        blocks = tuple(blocks)
         wanted = {*trunk, *blocks}
         self.model = model
         self.blocks = {name: module for name, module in model.named_modules() if name in wanted}
         self.branches = _dictionary_members(model, self.blocks) if branches is None else list(branches)
         self.adapt_layers = adapt_layers
+        self._named = blocks
         self._runs: dict[str, list[BlockFlops]] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
@@ -113,7 +97,7 @@ class FlopCount:
         self._branch: nn.Module | None = None
         self._running = 0  # modules of the model: the losses of an analysis are no part of the pass
         self._last = ""
-        self._from_trunk: dict[int, StorageWeakRef] = {}
+        self._from_trunk = Trail()
 
     def first_pass(self) -> AbstractContextManager[None]:
         """Count the pass that runs in this context, unless one in which a block ran has been counted."""
@@ -162,7 +146,8 @@ class FlopCount:
         finally:
             for handle in handles:
                 handle.remove()
-            self._block, self._branch, self._running, self._from_trunk = None, None, 0, {}
+            self._block, self._branch, self._running = None, None, 0
+            self._from_trunk.forget()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._running += 1
@@ -176,6 +161,11 @@ class FlopCount:
         self._block = block
         try:
             found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
+            parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
+            if parts:
+                found = replace(
+                    found, parts=count_parts(name, parts, block, (args, kwargs), self._flops, self.adapt_layers)
+                )
             self._runs.setdefault(name, []).append(found)
         except Exception as why:  # told by `flops`: the pass itself goes on
             self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
@@ -185,7 +175,7 @@ class FlopCount:
         if self._block is block:
             self._block, self._last = None, name
             self._counting.enter_context(self._products)
-            self._mark(output)
+            self._from_trunk.mark(output)
 
     def _enter_branch(self, branch: nn.Module, args: Any) -> None:
         if self._block is None and self._branch is None:
@@ -201,15 +191,10 @@ class FlopCount:
         """An operation that ran. Outside of blocks and branches, what is made of their tokens is done to every stream."""
         if self._block is not None or not self._running:  # a run beside the pass, or a loss
             return
-        if self._branch is None and any(_address(tensor) in self._from_trunk for tensor in _strided(inputs)):
+        if self._branch is None and self._from_trunk.follow(inputs, output):
             self._behind[self._last] += flops
-            self._mark(output)
         else:
             self._once += flops
-
-    def _mark(self, output: Any) -> None:
-        for tensor in _strided(output):  # the reference keeps the address from being used again
-            self._from_trunk[_address(tensor)] = StorageWeakRef(tensor.untyped_storage())
 
     def _flops(self, run: Callable[[], Any]) -> int:
         before = self._products.total
@@ -218,47 +203,10 @@ class FlopCount:
         return self._products.total - before
 
 
-class Products(TorchDispatchMode):
-    """Counts products by the formulas of torch's `FlopCounterMode`, and tells of every operation what it costs.
-
-    The counter itself would hook into all modules there are, which compiled ones complain of.
-    """
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Would load all of torch.compile at the first analysis; where a mode is on, nothing is compiled anyway."""
-        return False
-
-    def __init__(self, tell: Callable[[int, Any, Any], None] = lambda flops, arguments, output: None) -> None:
-        super().__init__()
-        self.tell = tell
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        packet = getattr(func, "_overloadpacket", func)
-        decompose = getattr(func, "decompose", None)
-        if packet not in flop_registry and decompose is not None and torch.is_inference_mode_enabled():
-            with self:  # there linear layers come as they are, and not as products
-                parts = decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        output = func(*args, **kwargs)
-        flops = flop_registry[packet](*args, **kwargs, out_val=output) if packet in flop_registry else 0
-        self.total += flops
-        self.tell(flops, (args, kwargs), output)
-        return output
-
-
-def _strided(values: Any) -> Iterator[Tensor]:
-    """The tensors among some values that have a storage."""
-    return (tensor for tensor in tensors_of(values) if tensor.layout == torch.strided)
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _block_of(found: Mapping[str, Any]) -> BlockFlops:
+    pairs = {key: None if found[key] is None else tuple(found[key]) for key in ("task_tokens", "updates")}
+    parts = {name: _block_of(part) for name, part in found.get("parts", {}).items()}
+    return BlockFlops(**{**found, **pairs, "parts": parts})
 
 
 def _dictionary_members(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[nn.Module]:
@@ -284,4 +232,7 @@ def _sum(runs: Sequence[BlockFlops]) -> BlockFlops:
         task_tokens=total([run.task_tokens for run in runs]),
         updates=total([run.updates for run in runs]),
         refusals={name: why for run in runs for name, why in run.refusals.items()},
+        behind=sum(run.behind for run in runs),
+        last=runs[0].last,
+        parts={name: _sum([run.parts[name] for run in runs]) for name in runs[0].parts},
     )

@@ -25,7 +25,7 @@ from dtme.low_rank import LowRank
 from dtme.modulation import TokenStatistics
 from dtme.plan import Plan
 from dtme.routing import Routing
-from dtme.streams import Groups
+from dtme.streams import Groups, Streams
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Passage:
         folded: What the call holds besides, and where that has the rows of all lanes; kept where they are told apart again.
         recipe: How the tokens that the block runs on are made, where they are modulated.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
+        left_to_a_part: Whether streams part in a part of the block, so that what runs before it runs once.
     """
 
     groups: Groups = ()
@@ -75,6 +76,7 @@ class Passage:
     folded: list[tuple[Tensor, int | None]] = field(default_factory=list)
     recipe: Recipe | None = None
     held: tuple[Lanes, Call, Places] | None = None
+    left_to_a_part: bool = False
 
     def __reduce__(self) -> tuple[type[Passage], tuple[()]]:
         """Copies of a model begin with a pass of their own."""
@@ -89,8 +91,9 @@ class Insert(nn.Module):
         shift: `b`, one row per modulated task.
         tokens: Task tokens, `n` per expanded task.
         planned: Tasks that the plan has part in the block.
-        outer: The insert of the block that this one's module is a part of, if that has one: streams are folded there.
-        inside: Tasks that parts of the block have inserts for, so that their streams have to part at its entry.
+        outer: The insert of the block that this one's module is a part of, if that has one.
+        inside: Tasks that parts of the block have inserts for.
+        parts: Of each part of the block that has inserts, but those inside other parts, whether it runs last.
         low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
         copies: Of the block, one per copied task.
         passage: Of the call just now.
@@ -127,6 +130,7 @@ class Insert(nn.Module):
         self.joint = plan.joint_tokens
         self.__dict__["outer"] = None  # past the registry of modules, of which it would make a ring
         self.inside: tuple[str, ...] = ()
+        self.parts: list[bool] = []
         self.routing = routing
         self.argument_names = argument_names(block)
         self.true_hides = any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules())
@@ -170,8 +174,12 @@ class Insert(nn.Module):
         """The tasks that have something here, or in a part of the block, that others have not."""
         return (*self.planned, *self.inside)
 
-    def lies_in(self, outer: Insert) -> None:
-        """Leave it to a block's insert to fold the streams that this one, of a part of the block, finds folded.
+    def lies_in(self, outer: Insert, block: nn.Module) -> None:
+        """Let the insert of a block know this one, of a part of it, and fold the streams for it where they have parted before.
+
+        Args:
+            outer: That insert.
+            block: Its block.
 
         Raises:
             ValueError: The block runs in two parts, with task tokens and without.
@@ -182,10 +190,20 @@ class Insert(nn.Module):
                 f"{self.name!r} in it has inserts of its own. Give all tasks task tokens there, or none."
             )
         self.__dict__["outer"] = outer
+        outer.parts.append(runs_last(self.name.removeprefix(f"{outer.name}."), block))
         above: Insert | None = outer
         while above is not None:
             above.inside = (*above.inside, *self.parting())
             above = above.outer
+
+    def leaves_to_a_part(self, given: Tensor) -> bool:
+        """Whether tokens that enter as one stream need part no sooner than in the one part that has inserts, the block's last."""
+        own = self.planned or self.expanded or self.parts != [True]
+        return not (own or isinstance(given, Streams) or self.routing.rows is not None or self.within_streams())
+
+    def within_streams(self) -> bool:
+        """Whether the block that this one is a part of has folded the streams."""
+        return self.outer is not None and not self.outer.passage.left_to_a_part
 
     def places(self, tasks: tuple[str, ...]) -> Places:
         """Per lane of the pass just now, the row that its task has among those of some tasks."""
@@ -220,6 +238,22 @@ class Insert(nn.Module):
         else:
             return None
         return f"{done}, if the model runs without the plan."
+
+
+def runs_last(part: str, block: nn.Module) -> bool:
+    """Whether no matrix of a block comes behind those of a part, in the order in which the block holds its modules.
+
+    Example:
+        >>> block = nn.ModuleDict({"attn": nn.Linear(2, 2), "mlp": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+        >>> runs_last("attn", block), runs_last("mlp", block)
+        (False, True)
+    """
+    weighing = [
+        name
+        for name, module in block.named_modules()
+        if any(weight.ndim > 1 for weight in module.parameters(recurse=False))
+    ]
+    return bool(weighing) and f"{weighing[-1]}.".startswith(f"{part}.")
 
 
 def layer_key(layer: str) -> str:

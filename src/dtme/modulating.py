@@ -18,10 +18,10 @@ def modulated(insert: Insert, given: Tensor, lanes: int, layout: Layout) -> Tens
     """The folded tokens of every lane, modulated where its task has a modulator here."""
     places = insert.places(insert.modulated)
     if insert.scale is None or insert.shift is None or (isinstance(places, list) and max(places) < 0):
-        return given if insert.outer is not None else fold(given, insert.passage.groups, layout.batch)
+        return given if insert.within_streams() else fold(given, insert.passage.groups, layout.batch)
     if insert.routing.rows is not None:
         unfolded = given.unsqueeze(layout.batch + 1)
-    elif insert.outer is not None:
+    elif insert.within_streams():
         unfolded = given.unflatten(layout.batch, (lanes, -1))
     elif isinstance(given, Streams):
         unfolded = fold(given, insert.passage.groups, layout.batch).unflatten(layout.batch, (lanes, -1))

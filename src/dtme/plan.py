@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +125,36 @@ class Plan:
         """
         placements = (self.modulate, self.adapt, self.copies, {} if self.joint_tokens else self.expand)
         return tuple(dict.fromkeys(task for placement in placements for task in placement.get(block, ())))
+
+    def starting_at(self, part: str) -> Plan:
+        """The same plan, but in its first block no sooner than from a part of it on.
+
+        What runs in that block before the part then runs once for all tasks, for a third less than a block of a ViT takes if
+        the part is its MLP; so it is for adaptation and copies, which gain little in attention (`docs/findings.md`).
+        Blocks come in the order in which the plan names them, which for those of a report is that of the trunk.
+
+        Args:
+            part: Its name in the block, `"mlp"`; layers that `adapt_layers` names are then named from there.
+
+        Raises:
+            ValueError: The plan has modulators or task tokens, whose place would be another, or nothing.
+
+        Example:
+            >>> Plan(("a", "b"), adapt={"x.1": ("a", "b"), "x.2": ("a", "b")}).starting_at("mlp").adapt
+            {'x.1.mlp': ('a', 'b'), 'x.2': ('a', 'b')}
+        """
+        if self.modulate or self.expand or not self.blocks:
+            raise ValueError(
+                f"starting_at({part!r}): the plan has {'modulators or task tokens' if self.blocks else 'nothing'}, and what "
+                "starts late is adaptation or copies alone. Plan those: report.recommended()."
+            )
+        first, *behind = self.blocks
+        names = {first: f"{first}.{part}", **dict(zip(behind, behind, strict=True))}
+        return replace(
+            self,
+            adapt={names[block]: tasks for block, tasks in self.adapt.items()},
+            copies={names[block]: tasks for block, tasks in self.copies.items()},
+        )
 
     def parameters(self, width: int | Mapping[str, int]) -> int:
         """Parameters that the modulators and task tokens of this plan add: 2p a modulator, n p for a task's tokens.

@@ -181,8 +181,9 @@ class ConflictReport:
         Or a copy of these blocks for every task but the first, which goes on through the blocks themselves: it gains more at
         the same cost, for the parameters of the blocks. Either learns best at about three times the trunk's learning rate.
 
-        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. Weights of
-        the losses cost nothing: tune them first, or begin with `even_weights()`. `docs/findings.md` holds the evidence.
+        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. Where a block
+        has an MLP, `plan.starting_at("mlp")` lets them part later still, at nearly the same gain. Weights of the losses cost
+        nothing: tune them first, or begin with `even_weights()`. `docs/findings.md` holds the evidence.
 
         Args:
             max_cost: What inference of all tasks may cost, as a multiple of the plain model's.

@@ -97,7 +97,8 @@ def _check_writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if isinstance(written, Tensor) and not isinstance(written, Streams):
         raise RuntimeError(
             f"{name or func}: the model writes task-specific streams into a tensor that all tasks share. "
-            "Write it out of place (x = x + y; torch.cat or torch.where instead of indexed assignment)."
+            "Write it out of place (x = x + y; torch.cat or torch.where instead of indexed assignment), or, where it does so "
+            "inside a block, plan inserts for the whole block."
         )
 
 

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dtme
 from dtme.cost import price
-from dtme.flops import FlopCount, plain_products
+from dtme.flops import FlopCount
+from dtme.products import plain_products
 from zoo import ZOO, Entry
 
 KINDS = ("ViT", "Swin v2", "bert", "llama", "deberta-v2", "torch encoder, batch first", "torch encoder, tokens first")

@@ -16,7 +16,7 @@ import torch
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split
 from dtme.bench.training import Run, step
-from dtme.flops import Products, plain_products
+from dtme.products import Products, plain_products
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dtme.bench.placements import (
     Planner,
     at_random_behind_the_same_block,
     by_conflict,
+    from_the_mlp_on,
     last_blocks,
     other_tasks,
     within_cost,
@@ -147,6 +148,12 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
         change=own_blocks(1),
         rate="low_rank_rate",
     ),
+    Method(
+        "own last MLP, rate 3",
+        "a copy of the last block's MLP per task, where streams part, at three times the trunk's rate",
+        from_the_mlp_on(1),
+    ),
+    Method("Adapt r12 last MLP", "rank-12 updates in the last block's MLP, where streams part", from_the_mlp_on(1, 12)),
     Method("own last half", "copies of the last half of the blocks per task", change=own_blocks(None)),
     Method(
         "LoRA per task, last block",
@@ -222,6 +229,8 @@ _TUNED = (
     "Adapt MLP r12 last block",
     "own last block",
     "own last block, rate 3",
+    "own last MLP, rate 3",
+    "Adapt r12 last MLP",
     "MT wider, as own last block",
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
@@ -232,6 +241,8 @@ _EVEN = (
     "Adapt MLP r12 last block",
     "own last block",
     "own last block, rate 3",
+    "own last MLP, rate 3",
+    "Adapt r12 last MLP",
     "MT as long as Adapt r8 last block",
 )
 

@@ -108,6 +108,23 @@ def beside_updates(*, rank: int, layers: str, behind_norms: bool) -> Planner:
     return plan
 
 
+def from_the_mlp_on(count: int, rank: int = 0) -> Planner:
+    """The MLP of the last block but `count - 1` and the whole blocks behind it: a copy of each per task, or updates of a `rank`.
+
+    Streams part at that MLP, so that attention in front of it runs once for all tasks. One task keeps the blocks as they are.
+    """
+
+    def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:
+        blocks = report.blocks[-count:]
+        if rank:
+            whole = Plan(report.tasks, adapt=dict.fromkeys(blocks, report.tasks), rank=rank)
+        else:
+            whole = Plan(report.tasks, copies=dict.fromkeys(blocks, report.tasks[1:]))
+        return whole.starting_at("mlp")
+
+    return plan
+
+
 def within_cost(max_cost: float, rank: int = 4) -> Planner:
     """Low-rank updates where they resolve most conflict within a budget of inference."""
 

@@ -78,9 +78,10 @@ def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, s
         since: The step of insertion, where their warm-up begins.
     """
     new = list(added_parameters(model))
-    low_rank = [parameter for name, parameter in new if ".low_rank." in name]
-    others = [parameter for name, parameter in new if ".low_rank." not in name]
-    for parameters, rate in ((others, recipe.insert_rate), (low_rank, recipe.low_rank_rate)):
+    weights = [parameter for name, parameter in new if ".low_rank." in name or ".copies." in name]
+    known = {id(parameter) for parameter in weights}
+    others = [parameter for _, parameter in new if id(parameter) not in known]
+    for parameters, rate in ((others, recipe.insert_rate), (weights, recipe.low_rank_rate)):
         if parameters:
             group = {"params": parameters, "rate": rate, "weight_decay": recipe.insert_decay}
             made.add_param_group({**group, "since": since, "warmup": recipe.insert_warmup})

@@ -9,7 +9,7 @@ from dtme.streams import Groups, refine
 
 
 def groups_per_block(plan: Plan, blocks: Sequence[str]) -> list[Groups]:
-    """The streams of every block, each given by the tasks it serves.
+    """The streams of every block, each given by the tasks it serves; those that part in a part of it have parted at its end.
 
     Raises:
         ValueError: The plan names a block that is not among `blocks`.
@@ -19,17 +19,32 @@ def groups_per_block(plan: Plan, blocks: Sequence[str]) -> list[Groups]:
         >>> groups_per_block(plan, ["x.0", "x.1"])
         [(('a', 'b', 'c'),), (('a', 'c'), ('b',))]
     """
-    unknown = [block for block in plan.blocks if block not in blocks]
-    if unknown:
-        raise ValueError(
-            f"blocks={list(blocks)!r} lacks {unknown[0]!r}, which the plan names: give every block of the trunk, in order."
-        )
     groups: Groups = (plan.tasks,)
     per_block = []
-    for block in blocks:
-        groups = refine(groups, plan.parting(block))
+    places = {name: place_of(name, blocks) for name in plan.blocks}
+    for place in range(len(blocks)):
+        own = (name for name, at in places.items() if at == place)
+        groups = refine(groups, [task for name in own for task in plan.parting(name)])
         per_block.append(groups)
     return per_block
+
+
+def place_of(name: str, blocks: Sequence[str]) -> int:
+    """The place of the block that a plan names, or of the block that a part it names lies in.
+
+    Raises:
+        ValueError: There is none.
+
+    Example:
+        >>> place_of("x.1.mlp", ["x.0", "x.1", "x.10"])
+        1
+    """
+    for place, block in enumerate(blocks):
+        if f"{name}.".startswith(f"{block}."):
+            return place
+    raise ValueError(
+        f"blocks={list(blocks)!r} lacks {name!r}, which the plan names: give every block of the trunk, in order."
+    )
 
 
 def untangled(tasks: Sequence[str], per_block: Sequence[Groups]) -> list[str]:

@@ -15,7 +15,7 @@ from matplotlib.path import Path
 from dtme.plan import Plan
 from dtme.streams import Groups
 from dtme.viz.palette import BLOCK, INK, MUTED, PAPER, SHARED, colours
-from dtme.viz.parting import groups_per_block, untangled
+from dtme.viz.parting import groups_per_block, place_of, untangled
 from dtme.viz.sheet import canvas, ellipsis, house_style, sheet, text_width, without_common_prefix
 
 _INSERTS = {
@@ -250,7 +250,7 @@ def _draw_inserts(
 ) -> None:
     for field, (marker, way, _) in _INSERTS.items():
         for block, members in getattr(plan, field).items():
-            place = blocks.index(block)
+            place = place_of(block, blocks)
             stacked = field == "expand" and plan.joint_tokens
             for index, task in enumerate(members):
                 group = next(group for group in per_block[place] if task in group)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dtme.bench.ablations.varied import Ablation, of_table
 from dtme.bench.branch_point import BranchPoint
 from dtme.bench.methods import Method
-from dtme.bench.placements import beside_updates, last_blocks
+from dtme.bench.placements import beside_updates, from_the_mlp_on, last_blocks
 from dtme.bench.rivals import own_blocks
 
 _LAST, _LAST_FAST = of_table("own last block", "own last block, rate 3")
@@ -38,6 +38,16 @@ def _last_beside_even_weights(count: int, moment: float) -> Method:
     copies = _last(count, moment)
     says = f"{copies.says}; losses weighted so that token gradients are equally large at the start"
     return replace(copies, name=f"{copies.name}, even gradients", says=says, weights="even", branch=branch)
+
+
+def _from_the_mlp_beside_even_weights(count: int) -> Method:
+    return Method(
+        f"own last {count} but the first attention, rate 3, even gradients",
+        f"copies of the last {count} blocks per task but the attention of the first of them, in streams, at three times the "
+        "trunk's rate; losses weighted so that token gradients are equally large at the start",
+        from_the_mlp_on(count),
+        weights="even",
+    )
 
 
 _MLP = r"mlp\..*"
@@ -72,6 +82,17 @@ OF_COPIES = (
         ),
     ),
     Ablation(
+        "parting",
+        "what streams carry that part at the last block's entry or no sooner than at its MLP",
+        "contents, from",
+        (
+            ("rank 12, block", of_table("Adapt MLP r12 last block")[0]),
+            ("rank 12, MLP", of_table("Adapt r12 last MLP")[0]),
+            ("copy, block", _LAST_FAST),
+            ("copy, MLP", of_table("own last MLP, rate 3")[0]),
+        ),
+    ),
+    Ablation(
         "copies-rate",
         "learning rate of copies of the last block",
         "multiple of the trunk's",
@@ -95,8 +116,10 @@ OF_COPIES = (
         "blocks, from",
         (
             ("none", of_table("MT, even gradients")[0]),
+            ("MLP, 0 %", of_table("own last MLP, rate 3, even gradients")[0]),
             ("1, 50 %", _last_beside_even_weights(1, 0.5)),
             ("1, 0 %", of_table("own last block, rate 3, even gradients")[0]),
+            ("2, first MLP, 0 %", _from_the_mlp_beside_even_weights(2)),
             ("2, 0 %", _last_beside_even_weights(2, 0.0)),
             ("3, 0 %", _last_beside_even_weights(3, 0.0)),
         ),
