@@ -173,6 +173,8 @@ def show_table(results: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         results: A file of JSON lines that `dtme bench` has written.
     """
+    if not results.is_file():
+        raise ValueError(f"results={str(results)!r} is no file: give the results.jsonl of a folder that dtme bench wrote.")
     print(table_of(results), end="")
 
 
@@ -190,5 +192,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog="dtme", args=given)
     except KeyboardInterrupt:
         sys.exit("Interrupted. Finished rows are kept: the same command goes on from there.")
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"dtme: {error}")

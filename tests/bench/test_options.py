@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dtme import cli
 from dtme.bench.options import REGIMES, Options
 
 
@@ -32,3 +33,21 @@ def test_seeds_are_needed_and_each_is_run_once():
     assert [bench.seed for bench in Options("scenes", seeds=(3, 1, 3)).benches(Path())] == [3, 1]
     with pytest.raises(ValueError, match="seeds: give at least one"):
         Options("scenes", seeds=()).benches(Path())
+
+
+def test_a_file_in_the_place_of_the_results_is_refused_before_anything_runs(tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit, match=r"taken' is a file: give a folder for the results"):
+        cli.main(["bench", "scenes", "--out", str(tmp_path / "taken")])
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_data_for_a_suite_that_reads_none_are_refused():
+    with pytest.raises(SystemExit, match=r"data='nowhere': the suite 'scenes' is rendered and reads none"):
+        cli.main(["tune", "scenes", "--data", "nowhere"])
+
+
+@pytest.mark.parametrize("place", ["", "none.jsonl"])
+def test_a_table_of_no_file_is_refused(tmp_path: Path, place: str):
+    with pytest.raises(SystemExit, match=r"is no file: give the results\.jsonl of a folder"):
+        cli.main(["table", str(tmp_path / place)])

@@ -52,8 +52,12 @@ class Options:
         """One benchmark run per seed.
 
         Raises:
-            ValueError: There is no seed.
+            ValueError: There is no seed, a file is where the results should be, or the suite takes no data.
         """
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out={str(folder)!r} is a file: give a folder for the results.")
+        if self.suite == "scenes" and self.data is not None:
+            raise ValueError(f"data={str(self.data)!r}: the suite 'scenes' is rendered and reads none. Leave it out.")
         recipe = REGIMES[self.regime]
         if self.steps is not None:
             recipe = replace(recipe, steps=self.steps, expand_at=min(recipe.expand_at, self.steps // 10))
