@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
 import dtme
@@ -115,6 +116,19 @@ def test_compiled_whole(name: str, dynamo: None):
         assert_same(gradients(model), gradients(twin), 1e-5)
         with torch.no_grad(), dtme.tasks(compiled, "scene", "depth"), dtme.tasks(twin, "scene", "depth"):
             assert_same(compiled(IMAGES), twin(IMAGES), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "plan", [PLANS["some of each"], dtme.Plan(TASKS, {f"{BLOCK(2)}.mlp": TASKS})], ids=["some of each", "in a part"]
+)
+def test_one_graph_is_compiled_for_training_steps_of_the_same_shapes(plan: dtme.Plan, dynamo: None):
+    model = filled(timm_multitask(TASKS), plan)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter)
+    for _ in range(3):
+        loss_of(compiled(IMAGES)).backward()
+        model.zero_grad(set_to_none=True)
+    assert counter.frame_count == 1
 
 
 def test_compiled_with_rows_of_their_own_tasks(dynamo: None):

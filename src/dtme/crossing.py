@@ -33,9 +33,8 @@ def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
 
 def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The call of a block with its streams folded into the batch, modulated and expanded."""
-    if not insert.entered:  # attributes of a module are slow to set
-        insert.entered = True
     passage = insert.passage
+    passage.entered = True
     if _is_passed_by(insert, args, kwargs):
         passage.groups = ()
         return args, kwargs

@@ -64,6 +64,9 @@ class Passage:
         recipe: How the tokens that the block runs on are made, where they are modulated.
         held: The order of all lanes, and the call of those without task tokens, which run when the others leave.
         left_to_a_part: Whether streams part in a part of the block, so that what runs before it runs once.
+        entered: Whether the block has ever been called. It is set at every call and read behind the model's, not asked at the
+            next: compiled code would be made a second time for the other answer.
+        part_ran: Whether a part of the block has ever been called, set likewise.
     """
 
     groups: Groups = ()
@@ -77,6 +80,8 @@ class Passage:
     recipe: Recipe | None = None
     held: tuple[Lanes, Call, Places] | None = None
     left_to_a_part: bool = False
+    entered: bool = False
+    part_ran: bool = False
 
     def __reduce__(self) -> tuple[type[Passage], tuple[()]]:
         """Copies of a model begin with a pass of their own."""
@@ -100,8 +105,6 @@ class Insert(nn.Module):
         hiding: A buffer that hides later positions.
         kinds: Of the calls that take task tokens: whether the block hides later positions by itself.
         tried: What has been found out by trying the block.
-        entered: Whether the block has ever been called.
-        part_ran: Whether a part of the block has.
     """
 
     is_inserted = True
@@ -149,7 +152,6 @@ class Insert(nn.Module):
         self.copies = nn.ModuleList([copy_of(name, block, routing.model) for _ in self.copied])
         self.kinds: dict[Any, bool] = {}
         self.tried: set[str] = set()
-        self.entered = self.part_ran = False
         self.passage = Passage()
 
     def extra_repr(self) -> str:

@@ -38,8 +38,7 @@ def watch_for_passing_by(
 
 
 def _note(insert: Insert, part: nn.Module, args: tuple[Any, ...]) -> None:
-    if not insert.part_ran:
-        insert.part_ran = True
+    insert.passage.part_ran = True
 
 
 def check_entered(inserts: tuple[Insert, ...], model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -47,7 +46,7 @@ def check_entered(inserts: tuple[Insert, ...], model: nn.Module, args: tuple[Any
     if torch.compiler.is_compiling():
         return
     for insert in inserts:
-        if insert.part_ran and not insert.entered:
+        if insert.passage.part_ran and not insert.passage.entered:
             raise ValueError(
                 f"the model runs block {insert.name!r} without calling it (block.forward(...) in place of block(...)), past its "
                 "hooks, so that what a plan inserts there would do nothing. Call the block, or plan inserts in other blocks."
