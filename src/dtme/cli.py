@@ -174,7 +174,9 @@ def show_table(results: Annotated[Path, tyro.conf.Positional]) -> None:
         results: A file of JSON lines that `dtme bench` has written.
     """
     if not results.is_file():
-        raise ValueError(f"results={str(results)!r} is no file: give the results.jsonl of a folder that dtme bench wrote.")
+        raise ValueError(
+            f"results={str(results)!r} is no file: give the results.jsonl of a folder that dtme bench wrote."
+        )
     print(table_of(results), end="")
 
 

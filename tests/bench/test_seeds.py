@@ -55,6 +55,7 @@ def test_the_lines_hold_every_row_of_every_seed(folder: Path):
     for line in lines:
         assert {"command", "versions", "hardware", "settings", "step_flops", "delta_m", "steps"} <= line.keys()
         assert "--regime plateau" in line["command"]
+    assert all({"versions", "hardware"} == set(line["made_with"]) for line in lines)
 
 
 def test_the_table_of_the_lines_is_the_table_of_the_run(folder: Path):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dtme._files import read_json, write_text
+from dtme.bench.hardware import hardware, versions
 from dtme.bench.jobs import Report
 from dtme.bench.recipe import Recipe
 from dtme.bench.suite import Split, Suite
@@ -115,8 +116,9 @@ def path_of(bench: Bench, name: str, suffix: str) -> Path:
 
 
 def keep(bench: Bench, name: str, found: dict[str, Any]) -> None:
-    """Write down what a row found, with the settings it was made with; a row is finished when this file is there."""
-    data = {"format": FORMAT, "version": 1, "settings": bench.settings(), **found}
+    """Write down what a row found, and the settings, versions and hardware that made it; with this file it is finished."""
+    made_with = {"versions": versions(), "hardware": hardware()}
+    data = {"format": FORMAT, "version": 1, "settings": bench.settings(), "made_with": made_with, **found}
     write_text(path_of(bench, name, "json"), json.dumps(data, indent=1) + "\n")
 
 

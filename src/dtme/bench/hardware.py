@@ -1,9 +1,10 @@
-"""The machine that results were made on, as their lines name it."""
+"""The machine and the versions that results were made with, as their lines name them."""
 
 from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,6 +19,16 @@ def hardware() -> str:
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{os.cpu_count()} cores, {_processor()}, {gpu}"
+
+
+def versions() -> dict[str, str]:
+    """Of this library, those that its results depend on, and python.
+
+    Example:
+        >>> list(versions())
+        ['dtme', 'torch', 'timm', 'python']
+    """
+    return {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()}
 
 
 def _processor() -> str:

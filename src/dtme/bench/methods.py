@@ -213,6 +213,11 @@ _WITH_WEIGHTS_IN_COMMON_USE = (
         "MT for the wall-clock of Adapt r8 last block",
         lasts=("Adapt r8 last block", "time"),
     ),
+    Method(
+        "MT as long as Adapt r12 last MLP",
+        "MT for the wall-clock of Adapt r12 last MLP",
+        lasts=("Adapt r12 last MLP", "time"),
+    ),
     Method("MT as long as Adapt last 2", "MT for the wall-clock of Adapt last 2", lasts=("Adapt last 2", "time")),
 )
 _TUNED = (
@@ -234,6 +239,7 @@ _TUNED = (
     "MT wider, as own last block",
     "MT as long as TM+TE",
     "MT as long as Adapt r8 last block",
+    "MT as long as Adapt r12 last MLP",
 )
 _EVEN = (
     "TM+TE",
@@ -244,6 +250,7 @@ _EVEN = (
     "own last MLP, rate 3",
     "Adapt r12 last MLP",
     "MT as long as Adapt r8 last block",
+    "MT as long as Adapt r12 last MLP",
 )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from dtme._files import read_json, write_text
 from dtme.bench.branch_point import price_of_analysis
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import Bench, figures
-from dtme.bench.hardware import hardware
+from dtme.bench.hardware import hardware, versions
 from dtme.bench.model import build
 from dtme.bench.price import analyses_of, analysis_paid, paid
 from dtme.bench.rows import plan_of_method, trained
@@ -54,12 +52,13 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
     for method in methods:
         if method == "ST":
             metrics, spent = reference, sum(row["seconds"] for row in single.values())
-            steps, watched = bench.recipe.steps, {}
+            row = next(iter(single.values()))
+            steps, watched = bench.recipe.steps, {"made_with": row["made_with"]} if "made_with" in row else {}
         else:
             row = figures(bench, method)
             metrics, spent, steps = row["metrics"], row["seconds"], row["steps"]
             curves[method] = row["curves"]
-            watched = {name: row[name] for name in ("conflict", "cosines") if name in row}
+            watched = {name: row[name] for name in ("conflict", "cosines", "made_with") if name in row}
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
@@ -91,7 +90,7 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
         "version": 1,
         "suite": bench.suite,
         "command": command,
-        "versions": {name: version(name) for name in ("dtme", "torch", "timm")} | {"python": platform.python_version()},
+        "versions": versions(),
         "hardware": hardware(),
         "settings": bench.settings(),
         "notes": _notes(bench, suite, first),
