@@ -114,3 +114,14 @@ def test_streams_are_those_a_model_runs(joint):
     model(torch.randn(2, 5, 8))
     run = [model.get_submodule(block).dtme.passage.groups for block in blocks[1:]]
     assert groups_per_block(plan, blocks)[1:] == run
+
+
+def test_streams_that_part_inside_a_block_are_said_to_part_there():
+    blocks = [f"blocks.{place}" for place in range(4)]
+    plan = Plan(("a", "b"), adapt={"blocks.2": ("a", "b"), "blocks.3": ("b",)}).starting_at("mlp")
+    axes = plan_map(plan, blocks).axes[0]
+    assert axes.get_title(loc="left") == "Streams part at blocks.2.mlp"
+    said = " ".join(text.get_text() for text in axes.texts)
+    assert "All tasks together cost less than 6 blocks instead of 4 (1.5 ×)" in said
+    both = Plan(("a", "b"), modulate={"blocks.2.attn": ("a",), "blocks.2.mlp": ("b",)})
+    assert plan_map(both, blocks).axes[0].get_title(loc="left") == "Streams part at blocks.2"

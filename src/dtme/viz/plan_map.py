@@ -126,11 +126,13 @@ def _head(axes: Axes, plan: Plan, blocks: Sequence[str], per_block: Sequence[Gro
     parted = [block for block, groups in zip(blocks, per_block, strict=True) if len(groups) > 1]
     passes = sum(len(groups) for groups in per_block)
     if parted:
-        title = f"Streams part at {ellipsis(parted[0], 40)}"
+        inserts = [name for name in plan.blocks if f"{name}.".startswith(f"{parted[0]}.")]
+        late = parted[0] not in inserts and len(inserts) == 1  # what runs in the block before its part runs once
+        title = f"Streams part at {ellipsis(inserts[0] if late else parted[0], 40)}"
         line = (
-            f"On more than one stream: {len(parted)} of {_blocks(len(blocks))}. All tasks together cost {_blocks(passes)} "
-            f"instead of {len(blocks)} ({passes / len(blocks):.3g} ×); separate models would cost "
-            f"{len(blocks) * len(plan.tasks)}."
+            f"On more than one stream: {len(parted)} of {_blocks(len(blocks))}. All tasks together cost "
+            f"{'less than ' if late else ''}{_blocks(passes)} instead of {len(blocks)} ({passes / len(blocks):.3g} ×); separate "
+            f"models would cost {len(blocks) * len(plan.tasks)}."
         )
     else:
         title = "Streams never part"
