@@ -1,7 +1,8 @@
 """Time and memory, measured so that what else the machine does falls on all alike.
 
-The clock is the processor time of this process, on one thread: what others do meanwhile is not counted, though they still share
-caches and memory. Things to compare run in turn, and a ratio is the median of the ratios within a turn.
+Without a GPU the clock is the processor time of this process, on one thread: what others do meanwhile is not counted, though
+they still share caches and memory. With one it is the wall's, from one synchronisation to the next. Things to compare run in
+turn, and a ratio is the median of the ratios within a turn.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Work = Callable[[], Any]
+CLOCK = "wall clock" if torch.cuda.is_available() else "processor time, one thread"
 
 
 def seconds(work: Work) -> float:
@@ -58,6 +60,11 @@ def middle(values: list[float]) -> Middle:
     """The median of some values, and their quartiles."""
     low, value, high = statistics.quantiles(values, n=4)
     return Middle(low, value, high)
+
+
+def once(value: float) -> Middle:
+    """What is the same at every turn, as bytes are, or is measured only once."""
+    return Middle(value, value, value)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import dtme
 from benchmarks.clock import Middle, in_turn
-from benchmarks.subject import TASKS, Size, first_half, flops, inference, last_half
+from benchmarks.subject import DEVICE, TASKS, Size, first_half, flops, inference, last_half
 from dtme.baselines import LoRAPerTask, branch
 from dtme.low_rank import low_rank_update
 
@@ -66,9 +66,9 @@ def batched_product(size: Size, turns: int) -> Middle:
     """The low-rank update of one layer, for all streams, over its two bare products."""
     model, lanes, rank = size.model(), len(TASKS), 4
     width, tokens = model.trunk.embed_dim, (size.pixels // 16) ** 2 + 1
-    inputs = torch.randn(lanes * size.samples, tokens, width)
-    outputs = torch.randn(lanes * size.samples, tokens, 4 * width)
-    down, up = torch.randn(lanes, rank, width), torch.zeros(lanes, 4 * width, rank)
+    inputs = torch.randn(lanes * size.samples, tokens, width, device=DEVICE)
+    outputs = torch.randn(lanes * size.samples, tokens, 4 * width, device=DEVICE)
+    down, up = torch.randn(lanes, rank, width, device=DEVICE), torch.zeros(lanes, 4 * width, rank, device=DEVICE)
     flat, sums = inputs.view(lanes, -1, width), outputs.view(lanes, -1, 4 * width)
 
     def bare() -> None:

@@ -1,8 +1,9 @@
-"""The table of ratios: rows, the file they are committed in, and what counts as worse than it."""
+"""The table of ratios: rows, the file they are committed in, and what fails: beyond a limit, or worse than committed."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 import dtme
-from benchmarks.clock import Middle
+from benchmarks.clock import CLOCK, Middle
 from dtme.bench.hardware import hardware
 
 SLACK = 1.15
@@ -28,6 +29,7 @@ class Row:
         ratio: Median and quartiles.
         at_most: What it is to stay below, where small is good.
         at_least: What it is to stay above, where large is good.
+        compared: Whether it is held against the committed one, too: of what is rounding, 15 % more says nothing.
     """
 
     group: str
@@ -35,6 +37,7 @@ class Row:
     ratio: Middle
     at_most: float | None = None
     at_least: float | None = None
+    compared: bool = True
 
     @property
     def key(self) -> str:
@@ -45,8 +48,26 @@ class Row:
     def wanted(self) -> str:
         """The limit, in words."""
         if self.at_most is not None:
-            return f"≤ {self.at_most:.2f}"
+            return f"≤ {self.at_most:.{self.digits}f}"
         return f"≥ {self.at_least:g}" if self.at_least else ""
+
+    @property
+    def digits(self) -> int:
+        """How many digits after the point tell it from its limit."""
+        return 2 if self.at_most is None or self.at_most > 0.1 else 4
+
+
+def beyond(measured: Iterable[Row]) -> list[str]:
+    """The rows that are beyond their own limits; what is not a number is."""
+    return [
+        f"{row.group}, {row.what}: {row.ratio.value:.{row.digits}f}, wanted {row.wanted or 'a number'}"
+        for row in measured
+        if not (
+            math.isfinite(row.ratio.value)
+            and (row.at_most is None or row.ratio.value <= row.at_most)
+            and (row.at_least is None or row.ratio.value >= row.at_least)
+        )
+    ]
 
 
 def regressions(measured: Iterable[Row], committed: Iterable[Row]) -> list[str]:
@@ -61,7 +82,9 @@ def regressions(measured: Iterable[Row], committed: Iterable[Row]) -> list[str]:
     ]
     for row in measured:
         old, new = before.get(row.key), row.ratio.value
-        if old is not None and (new > SLACK * old if row.at_most is not None else new < old / SLACK):
+        if old is None or not row.compared:
+            continue
+        if not (new <= SLACK * old if row.at_most is not None else new >= old / SLACK):  # so that NaN is worse, too
             worse.append(f"{row.group}, {row.what}: {new:.3f}, committed {old:.3f}")
     return worse
 
@@ -70,8 +93,9 @@ def table(rows: Sequence[Row]) -> str:
     """A table in Markdown."""
     lines = ["| | ratio | measured | quartiles | wanted |", "| --- | --- | ---: | ---: | ---: |"]
     for row in rows:
-        spread = f"{row.ratio.low:.2f} to {row.ratio.high:.2f}" if row.ratio.low < row.ratio.high else ""
-        lines.append(f"| {row.group} | {row.what} | {row.ratio.value:.2f} | {spread} | {row.wanted} |")
+        low, value, high = (f"{number:.{row.digits}f}" for number in (row.ratio.low, row.ratio.value, row.ratio.high))
+        spread = f"{low} to {high}" if row.ratio.low < row.ratio.high else ""
+        lines.append(f"| {row.group} | {row.what} | {value} | {spread} | {row.wanted} |")
     return "\n".join(lines)
 
 
@@ -80,7 +104,7 @@ def save(path: Path, rows: Sequence[Row]) -> None:
     data = {
         "command": "python -m benchmarks --record",
         "hardware": hardware(),
-        "clock": "wall" if torch.cuda.is_available() else "processor time, one thread",
+        "clock": CLOCK,
         "versions": {"torch": torch.__version__, "dtme": dtme.__version__, "python": platform.python_version()},
         "rows": [asdict(row) for row in rows],
     }
