@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import dtme
+from dtme.products import plain_products
 from dtme.streams import Streams
 from models import WholeFeatures, displaced
 
@@ -265,3 +268,54 @@ def test_a_tensor_that_all_tasks_share_is_not_written_inside_a_block(base: Whole
 def test_what_starts_late_is_adaptation_or_copies(plan: dtme.Plan):
     with pytest.raises(ValueError, match=r"starting_at\('mlp'\): the plan has (nothing|modulators or task tokens)"):
         plan.starting_at("mlp")
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
+
+
+class Sentences(nn.Module):
+    """An encoder or decoder of transformers with a head per task."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleDict({task: nn.Linear(32, 1) for task in TASKS})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        hidden = self.trunk(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return {task: head(hidden) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("kind", ["adapt", "copies"])
+@pytest.mark.parametrize(
+    ("make", "block", "part"),
+    [
+        (lambda: hf.BertModel(hf.BertConfig(**SMALL), add_pooling_layer=False), "encoder.layer.1", "output"),
+        (lambda: hf.LlamaModel(hf.LlamaConfig(**SMALL, num_key_value_heads=2, use_cache=False)), "layers.1", "mlp"),
+        (
+            lambda: hf.T5EncoderModel(
+                hf.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4, vocab_size=50)
+            ),
+            "encoder.block.1",
+            "layer.1",
+        ),
+    ],
+    ids=["BERT", "Llama", "T5"],
+)
+def test_late_parting_in_text_trunks_is_one_task_at_a_time_and_priced_to_the_flop(
+    make: Any, block: str, part: str, kind: str
+):
+    model = Sentences(make()).double().eval()
+    batch = {"input_ids": torch.arange(14).view(2, 7) + 3, "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    batch["attention_mask"][1, 5:] = 0
+    placed = {f"trunk.{block}": TASKS if kind == "adapt" else TASKS[1:]}
+    plan = dtme.Plan(TASKS, rank=2, **{kind: placed}).starting_at(part)
+    told = plan.cost(model, batch)
+    late: Any = changed(model, plan)
+    with torch.no_grad(), plain_products(), FlopCounterMode(display=False) as counter:
+        outputs = late(**batch)
+    assert counter.get_total_flops() == told.flops
+    assert not torch.equal(outputs["edges"], model(**batch)["edges"])
+    for task in TASKS:
+        with dtme.tasks(late, task):
+            torch.testing.assert_close(late(**batch)[task], outputs[task])
