@@ -23,6 +23,7 @@ overhead: .venv/.ready-test
 # Every result of docs/findings.md, for DATA=dsb2018_nuclei.tar both suites; hours, and it goes on where it was interrupted.
 findings: .venv/.ready-test
 	$(BIN)/python benchmarks/findings.py $(if $(DATA),--data $(DATA))
+	$(if $(DATA),$(BIN)/python benchmarks/chance.py --data $(DATA))
 
 # The tables of README and docs, and the figures of the findings, from the committed results.
 tables: .venv/.ready-test

@@ -21,21 +21,21 @@ SHOWN = (
     "MT 2x",
     "MT, even gradients",
     "TM+TE",
-    "Adapt r8 last block",
-    "own last block, rate 3",
-    "Adapt r8 last block, even gradients",
+    "Adapt r12 last MLP",
+    "own last MLP, rate 3",
+    "Adapt r12 last MLP, even gradients",
+    "own last MLP, rate 3, even gradients",
     "own last block, rate 3, even gradients",
-    "MT as long as Adapt r8 last block, even gradients",
     *(
         f"{name}, tuned weights"
         for name in (
             "MT",
-            "MT as long as Adapt r8 last block",
+            "MT as long as Adapt r12 last MLP",
             "MT as long as TM+TE",
             "TM+TE",
-            "TM+TE random, same cost",
-            "Adapt r8 last block",
+            "Adapt r12 last MLP",
             "Adapt last half",
+            "own last MLP, rate 3",
             "own last block, rate 3",
         )
     ),

@@ -4,7 +4,8 @@ python benchmarks/findings.py --data dsb2018_nuclei.tar                      # a
 python benchmarks/findings.py --data dsb2018_nuclei.tar --only bench probe   # some of it
 python benchmarks/findings.py --list                                         # the commands, without running them
 
-What is finished in the folder of the runs is used again, so that the same command goes on where it was interrupted.
+What is finished in the folder of the runs is used again, so that the same command goes on where it was interrupted. Rates beside
+chance are made by `benchmarks/chance.py`, which `make findings` runs behind it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ PLATEAU = (
     "Adapt last block",
     "Adapt r8 last block",
     "MT as long as Adapt r8 last block",
+    "MT as long as Adapt r12 last MLP",
     "Adapt MLP r12 last block",
     "Adapt within 1.5 x",
     "Adapt within 1.5 x, other tasks",
@@ -52,6 +54,8 @@ PLATEAU = (
     "final affine",
     "own last block",
     "own last block, rate 3",
+    "own last MLP, rate 3",
+    "Adapt r12 last MLP",
     "own last half",
     "MT wider, as own last block",
     "LoRA per task, last block",
@@ -61,7 +65,10 @@ PLATEAU = (
     "Adapt MLP r12 last block, even gradients",
     "own last block, even gradients",
     "own last block, rate 3, even gradients",
+    "own last MLP, rate 3, even gradients",
+    "Adapt r12 last MLP, even gradients",
     "MT as long as Adapt r8 last block, even gradients",
+    "MT as long as Adapt r12 last MLP, even gradients",
     "MT, tuned weights",
     "TM+TE, tuned weights",
     "MT as long as TM+TE, tuned weights",
@@ -71,8 +78,11 @@ PLATEAU = (
     "Adapt MLP r12 last block, tuned weights",
     "own last block, tuned weights",
     "own last block, rate 3, tuned weights",
+    "own last MLP, rate 3, tuned weights",
+    "Adapt r12 last MLP, tuned weights",
     "MT wider, as own last block, tuned weights",
     "MT as long as Adapt r8 last block, tuned weights",
+    "MT as long as Adapt r12 last MLP, tuned weights",
 )
 """Rows from the common plateau."""
 SETTLED = (
@@ -84,6 +94,9 @@ SETTLED = (
     "TM+TE all",
     "Adapt last block",
     "Adapt r8 last block",
+    "MT as long as TM+TE",
+    "MT, tuned weights",
+    "TM+TE, tuned weights",
 )
 """Rows of the regime in which the trunk moves little."""
 FROM_TUNED = (
@@ -118,6 +131,29 @@ WIDE = (
     "own last block, rate 3, even gradients",
 )
 """Rows of a trunk of 64 channels."""
+
+IN_THREE_SEEDS = (
+    "fraction",
+    "even-rate",
+    "moment",
+    "tokens",
+    "insert-rate",
+    "position",
+    "moment-adapt",
+    "low-rank-rate",
+    "insert-decay",
+    "insert-warmup",
+    "rounds",
+    "budget",
+    "modulator",
+    "trunk",
+    "conflict",
+    "placement",
+    "variance-ratio",
+    "analysis",
+    "cosines",
+)
+"""Ablations that have three seeds so far; all others have five."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +245,13 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
                 f"{plateau}-wide64",
                 {"results.jsonl": f"results/{suite}-wide.jsonl"},
             )
-        yield of("probe", ("probe", suite, *three), plateau, {"probe.json": f"results/{suite}-probe.json"})
+        yield of("probe", ("probe", suite, *five), plateau, {"probe.json": f"results/{suite}-probe.json"})
         for ablation in ABLATIONS:
             if "weights" in ablation.name:
                 continue  # made by others of these commands
             kept = {f"ablation-{ablation.name}.jsonl": f"results/ablations/{suite}-{ablation.name}.jsonl"}
-            yield of("ablations", ("ablate", ablation.name, suite, *three), plateau, kept)
+            seeds = three if ablation.name in IN_THREE_SEEDS else five
+            yield of("ablations", ("ablate", ablation.name, suite, *seeds), plateau, kept)
 
 
 def keep(work: Work) -> None:

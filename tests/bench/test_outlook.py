@@ -42,6 +42,11 @@ def test_every_arm_is_drawn_as_what_it_carries():
     assert drawn("contents") == [(1.5 + place / 10, kind) for place, kind in enumerate(contents)]
 
 
+def test_copies_of_parts_are_copies():
+    contents = [kind for _, kind in drawn("parting")]
+    assert contents == ["updates", "updates", "copies", "copies"]
+
+
 def test_arms_that_come_late_are_left_out():
     late = [label for label, _ in ablation_of("copies-moment").arms if not label.endswith(" 0 %")]
     assert len(late) == 2

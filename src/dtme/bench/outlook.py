@@ -28,6 +28,7 @@ CARRYING = (
     "layers",
     "rank",
     "up-to-copies",
+    "parting",
     "copies-moment",
 )
 """The ablations that vary what streams carry, or in how many blocks."""
@@ -77,7 +78,7 @@ def _carried(runs: Sequence[Mapping[str, Any]], method: Method) -> Carried:
 
 
 def _contents(method: Method) -> str:
-    if method.plan is None:
+    if method.plan is None or method.name.startswith("own"):
         return "copies"
     return "updates" if method.name.startswith("Adapt") else "mixed" if "Adapt" in method.name else "paper"
 
@@ -91,10 +92,10 @@ def _point(runs: Sequence[Mapping[str, Any]], method: Method) -> Point:
 
 
 def _kind(method: Method) -> str:
-    if method.plan is not None:
-        return "ours" if method.name.startswith("Adapt") else "paper"
     if method.name.startswith("own"):
         return "copies"
+    if method.plan is not None:
+        return "ours" if method.name.startswith("Adapt") else "paper"
     return "plain" if method.lasts is not None or method.longer != 1 else "control"
 
 

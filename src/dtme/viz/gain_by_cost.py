@@ -86,7 +86,8 @@ def gain_by_cost(title: str, points: Sequence[Point], gap: float, seeds: int) ->
         axes.plot([point.cost] * 2, [point.mean - width, point.mean + width], color=colour, linewidth=1.2, alpha=0.55)
         axes.plot([point.cost], [point.mean], "o", color=colour, markersize=5)
     _label(axes, points)
-    axes.text(0.93, gap, "one model per task", fontsize=7.5, color=METHODS["ST"], va="bottom")
+    end = axes.get_xlim()[1]  # where rows are few
+    axes.text(end, gap, "one model per task", fontsize=7.5, color=METHODS["ST"], ha="right", va="bottom")
     axes.grid(color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
