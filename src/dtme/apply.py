@@ -111,7 +111,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     for task, module in leaving:
         handles.append(module.register_forward_pre_hook(partial(leave_trunk, routing, task), with_kwargs=True))
     handles.append(model.register_forward_pre_hook(partial(begin_pass, routing), with_kwargs=True))
-    handles.append(model.register_forward_hook(partial(end_pass, routing)))
+    handles.append(model.register_forward_hook(partial(end_pass, routing), always_call=True))
     handles += watch_for_passing_by(model, blocks, inserts)
     packing = packing_modules(model)
     for module in packing.values():

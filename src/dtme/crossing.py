@@ -155,8 +155,10 @@ def _fold_others(insert: Insert, call: Call, samples: int, tokens: Tensor, given
     folded: list[tuple[Tensor, int]] = []
 
     def change(argument: Tensor, dim: int) -> Tensor:
-        folded.append((fold(argument, insert.passage.groups, dim), dim))
-        return folded[-1][0]
+        groups = insert.passage.groups
+        own = insert.routing.made.once(argument, ("folded", groups, dim), lambda: fold(argument, groups, dim))
+        folded.append((own, dim))
+        return own
 
     try:
         call = change_rows(call, insert.argument_names, samples, length, change, tokens, layout.batch)

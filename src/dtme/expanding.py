@@ -119,7 +119,13 @@ def of_lanes(
     """The call for some of its lanes."""
     tokens: Tensor = take(*call, key)
     own = choose_lanes(tokens, lanes, chosen, layout.batch)
-    choose = partial(choose_lanes, lanes=lanes, chosen=chosen)
+
+    def choose(argument: Tensor, dim: int) -> Tensor:
+        choice = partial(choose_lanes, argument, lanes, chosen, dim)
+        if not isinstance(chosen, list):
+            return choice()
+        return insert.routing.made.once(argument, ("lanes", lanes, tuple(chosen), dim), choice)
+
     known = insert.passage.folded
     return change_rows(
         exchange(call, tokens, own), insert.argument_names, rows, length, choose, own, layout.batch, known
@@ -165,6 +171,8 @@ def _appended(
         make = partial(_made_and_appended, make=recipe.make, layout=layout)
         passage.recipe = Recipe(whole, make, (extra, *recipe.sources), whole._version)
 
+    once = insert.routing.made.once
+
     def widened(place: int | str, value: Any) -> Any:
         name = place if isinstance(place, str) else "".join(insert.argument_names[place : place + 1])
         if value is tokens:
@@ -172,14 +180,15 @@ def _appended(
         if name == "is_causal":
             return False  # a hint about the mask beside it, which is causal no longer
         if is_mask_over_others(name, value, length):
-            return extend_rows(value, count)
+            return once(value, ("rows", count), lambda: extend_rows(value, count))
         if not is_mask(name, value, length):
             try:
                 return extend_positions(name, value, length, count)
             except ValueError as why:
                 raise ValueError(_refused(insert, block, str(why))) from None
         by_sample = value.ndim == 2 and has_rows(name, value, rows, length)
-        return extend_mask(value, length, count, true_hides=insert.true_hides, by_sample=by_sample)
+        extend = partial(extend_mask, value, length, count, true_hides=insert.true_hides, by_sample=by_sample)
+        return once(value, ("extended", length, count, insert.true_hides, by_sample), extend)
 
     args, kwargs = _told_positions(insert, block, call, tokens, length)
     wide = tuple(widened(i, v) for i, v in enumerate(args)), {name: widened(name, v) for name, v in kwargs.items()}
@@ -207,7 +216,9 @@ def _told_positions(insert: Insert, block: nn.Module, call: Call, tokens: Tensor
     named = insert.named(call)
     mask = mask_argument(tuple(named)) if insert.passage.hides_later else None
     if mask is not None and named[mask] is None:
-        call = _with_argument(insert, call, mask, causal_mask(length, tokens))
+        kind = "causal", length, tokens.dtype, tokens.device
+        made = insert.routing.made.once(None, kind, lambda: causal_mask(length, tokens))
+        call = _with_argument(insert, call, mask, made)
     wanted = "position_bias" in named and named["position_bias"] is None
     bias = position_bias_of(block) if wanted else None
     if bias is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Int
+from dtme.made_once import MadeOnce
 from dtme.outputs import map_tensors, tensors_of
 from dtme.sample_axis import leading_shape
 from dtme.streams import Streams, stream_of
@@ -27,6 +28,7 @@ class Routing:
         active: The tasks this pass computes, in plan order.
         rows: The task of each row of the batch as an index into `tasks`, or `None` where every row serves all tasks.
         given: The shape of what the model was called on in this pass, where it tells how many samples there are.
+        made: Of masks, in this pass.
     """
 
     model: nn.Module
@@ -34,6 +36,7 @@ class Routing:
     active: tuple[str, ...]
     rows: Int[Tensor, " batch"] | None = None
     given: tuple[int, ...] | None = None
+    made: MadeOnce = field(default_factory=MadeOnce, init=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
         """A copy of the whole model has a routing of its own; a copy of a part, of a head say, is asked for by this model."""
@@ -144,12 +147,14 @@ def begin_pass(routing: Routing, model: nn.Module, args: tuple[Any, ...], kwargs
     """Note what the model is given. A forward pre-hook of it."""
     if not torch.compiler.is_compiling():
         routing.given = leading_shape((args, kwargs))
+        routing.made.begin()
 
 
 def end_pass(routing: Routing, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Forget it: a part of the model may be called by itself. A forward hook of the model."""
+    """Forget it: a part of the model may be called by itself. A forward hook of the model, called where that fails, too."""
     if not torch.compiler.is_compiling():
         routing.given = None
+        routing.made.end()
 
 
 def leave_trunk(
