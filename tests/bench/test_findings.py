@@ -2,13 +2,13 @@
 
 import json
 import sys
+from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 from benchmarks import findings
 
-from dtme.bench.ablation_table import SUITES
 from dtme.bench.ablations import ablation_of
 from dtme.bench.catalogue import method_of
 from dtme.bench.experiment import TUNED_WEIGHTS
@@ -41,11 +41,27 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     findings.main()
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_the_commands_make_the_rows_that_the_tables_have(suite: str):
-    results = Path(__file__).parents[2] / "results" / f"{suite}-plateau.jsonl"
-    rows = {json.loads(line)["method"] for line in results.read_text(encoding="utf-8").splitlines()}
-    assert rows == set(findings.PLATEAU)
+RESULTS = {
+    place: work.words
+    for work in findings.works(Path("runs"), Path("nuclei.tar"))
+    for place in work.kept.values()
+    if work.words[0] != "tune" and place.endswith("l")
+}
+
+
+@pytest.mark.parametrize("place", RESULTS)
+def test_the_commands_make_what_the_committed_files_hold(place: str):
+    kind, *words = RESULTS[place]
+    lines = [json.loads(line) for line in (Path(__file__).parents[2] / place).read_text(encoding="utf-8").splitlines()]
+    seeds = {int(word) for word in _behind(words, "--seeds")}
+    methods = _behind(words, "--methods") if kind == "bench" else [m.name for _, m in ablation_of(words[0]).arms]
+    assert {line["seed"] for line in lines} == seeds
+    assert {(line["method"], line["seed"]) for line in lines} == set(product({"ST", "MT", *methods}, seeds))
+
+
+def _behind(words: list[str], option: str) -> list[str]:
+    """What follows an option, up to the next."""
+    return list(takewhile(lambda word: not word.startswith("--"), words[words.index(option) + 1 :]))
 
 
 def test_what_a_command_leaves_is_kept(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
