@@ -37,6 +37,17 @@ def changed(base: nn.Module, plan: dtme.Plan) -> Any:
     return displaced(copy.deepcopy(base), plan, 0.3)
 
 
+def checked(model: Any, images: Tensor) -> dict[str, Tensor]:
+    """The outputs of all tasks at once, found to be those of one after the other and of rows routed to a task each."""
+    outputs = model(images)
+    for task in TASKS:
+        with dtme.tasks(model, task):
+            torch.testing.assert_close(model(images)[task], outputs[task])
+        with dtme.tasks(model, per_sample=[task, task]):
+            torch.testing.assert_close(model(images)[task], outputs[task])
+    return outputs
+
+
 def behind_norms(*blocks: int) -> dict[str, tuple[str, ...]]:
     return {f"trunk.blocks.{block}.{part}": TASKS for block in blocks for part in PARTS}
 
@@ -71,12 +82,7 @@ MIXED = dtme.Plan(
 
 def test_all_tasks_at_once_are_one_after_the_other(base: WholeFeatures, images: Tensor):
     model = changed(base, MIXED)
-    outputs = model(images)
-    for task in TASKS:
-        with dtme.tasks(model, task):
-            torch.testing.assert_close(model(images)[task], outputs[task])
-        with dtme.tasks(model, per_sample=[task, task]):
-            torch.testing.assert_close(model(images)[task], outputs[task])
+    outputs = checked(model, images)
     torch.testing.assert_close(copy.deepcopy(model)(images), outputs)
 
 
@@ -171,12 +177,7 @@ def test_streams_part_no_sooner_than_at_the_last_part_if_it_alone_has_inserts(
     lanes = lanes_seen(model, images)
     assert [lanes[f"2.{part}"] for part in PARTS] == [1, 3]
     assert [lanes[f"{block}.{part}"] for block in (1, 3) for part in PARTS] == [1, 1, 3, 3]
-    outputs = model(images)
-    for task in TASKS:
-        with dtme.tasks(model, task):
-            torch.testing.assert_close(model(images)[task], outputs[task])
-        with dtme.tasks(model, per_sample=[task, task]):
-            torch.testing.assert_close(model(images)[task], outputs[task])
+    outputs = checked(model, images)
     assert len({float(output.detach().sum()) for output in outputs.values()}) == len(TASKS)
 
 
