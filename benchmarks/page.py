@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import throughput
 from benchmarks.rows import load, table
@@ -24,17 +25,37 @@ def speed_page(root: Path) -> str:
     return text
 
 
-def stopping(found: dict[str, dict[str, float]]) -> str:
+def stopping(found: dict[str, dict[str, Any]]) -> str:
     """What `benchmarks/stopping.py` found."""
     own = next(iter(found.values()))
+    spread = {
+        space: {suite: max(own[f"{space}_score"]) - min(own[f"{space}_score"]) for suite, own in found.items()}
+        for space in ("range", "null")
+    }
+    tested = [space for space, of in spread.items() if max(of.values()) > own["tolerance"]]
+    apart = "; ".join(
+        f"{space} space, " + ", ".join(f"{suite} {value:.3f}" for suite, value in of.items())
+        for space, of in spread.items()
+    )
     lines = [
         "",
         "## When an analysis stops",
         "",
         f'`confidence=0.95`, {own["draws"]} draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks',
-        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test holds at every",
-        "look by the limit theorem that its confidence sequence follows from; that what is rare may not have shown yet is met",
-        "by one further sample in which the two blocks differ by 1, the most they can.",
+        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test is of the scores",
+        "that the plan ranks, rates over all tokens, and holds at every look by the limit theorem that its confidence sequence",
+        "follows from; that what is rare may not have shown yet is met by one further sample of ordinary size, in which one of",
+        "the two blocks conflicts at every token and the other at none.",
+        "",
+        "The samples have to come in random order, from a loader that shuffles, because the first speak for the rest: in sorted",
+        "data they would speak for their like alone. A loader that shuffles anew for each round gives the token space and the",
+        "conflicts different samples, which does no harm.",
+        "",
+        "Where the scores of all blocks lie within the tolerance of each other, every choice is right. How far the highest lies",
+        f"above the lowest: {apart}.",
+        f"So only the {' and the '.join(tested)} space could have shown a wrong choice."
+        if tested
+        else "So none could be wrong.",
         "",
         "| suite | training samples | samples taken, median | most | right | the very same choice |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

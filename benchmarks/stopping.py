@@ -7,14 +7,14 @@ A small vision transformer learns the suite's tasks for a few hundred steps. The
 counted once, in the token spaces of all samples and in those of some draws of as few as an early stop uses. Then each draw
 takes the samples in an order of its own, batch by batch, until the analysis says that the choice of blocks is settled, and its
 default plan is held against that of all samples. A plan is within the tolerance where no block it leaves out beats one it
-takes by more than `dtme.rates.TIE`, by the scores of all samples. Writes results/stopping.json.
+takes by more than `dtme.settled.TIE`, by the scores of all samples. Where all scores of a space lie within TIE of each other
+no choice is wrong, so that such a space tells nothing about errors. Writes results/stopping.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from torch import Tensor
 import dtme
 from dtme.analysis import MOMENT_SAMPLES
 from dtme.bench.experiment import Bench
+from dtme.bench.hardware import hardware
 from dtme.bench.model import build
 from dtme.bench.recipe import PLATEAU
 from dtme.bench.suite import Split, Suite
@@ -36,8 +37,8 @@ from dtme.capture import capture
 from dtme.conflict import Conflicts
 from dtme.gradients import token_gradients
 from dtme.measurement import Found, Measurement
-from dtme.rates import TIE
 from dtme.report import ConflictReport
+from dtme.settled import TIE
 from dtme.token_space import TokenSpace, second_moment, token_space
 
 RESULT = Path(__file__).parents[1] / "results/stopping.json"
@@ -90,7 +91,7 @@ def _joined(found: list[Found]) -> Found:
     first = found[0]
     return Found(
         samples=sum(own.samples for own in found),
-        scores=tuple(torch.cat([own.scores[space] for own in found]) for space in range(2)),
+        counts=torch.cat([own.counts for own in found], 1),
         present=first.present,
         conflicts={name: _put_together([own.conflicts[name] for own in found]) for name in first.conflicts},
         chance={name: _put_together([own.chance[name] for own in found]) for name in first.chance},
@@ -113,7 +114,7 @@ def _rows(found: Found, rows: Tensor) -> Found:
 
     return Found(
         samples=len(rows),
-        scores=tuple(scores[rows] for scores in found.scores),
+        counts=found.counts[:, rows],
         present=found.present,
         conflicts=chosen(found.conflicts),
         chance=chosen(found.chance),
@@ -128,7 +129,7 @@ def drawn(model: torch.nn.Module, like: Measurement, found: Found, order: Tensor
     measured = Measurement(like.tasks, like.blocks, like.spaces, LEVEL)
     for rows in order.split(BATCH):
         batch = _rows(found, rows)
-        measured.count(batch.samples, batch.scores)
+        measured.count(batch.samples, batch.counts)
         measured.add(batch)
         if measured.settled():
             break
@@ -167,7 +168,7 @@ def measure(suite: Suite, steps: int, draws: int, spaces: int, report: Any) -> d
         for rows in (torch.arange(count), *few)
     ]
     (like, found), *early = conflicts(model, suite, own_spaces, report)
-    like.count(found.samples, found.scores)
+    like.count(found.samples, found.counts)
     like.add(found)
     whole = like.report(dict.fromkeys(like.blocks, PLATEAU.width), RATIO)
     taken, same, tolerated, settled = [], 0, 0, 0
@@ -194,7 +195,7 @@ def measure(suite: Suite, steps: int, draws: int, spaces: int, report: Any) -> d
         "tolerance": TIE,
         "range_score": [round(float(score), 4) for score in whole.range_score()],
         "null_score": [round(float(score), 4) for score in whole.null_score()],
-        "deviation": [[round(float(v), 4) for v in scores.std(0)] for scores in found.scores],
+        "deviation": [[round(float(v), 4) for v in scores.covariance().diagonal().sqrt()] for scores in like.scores],
     }
 
 
@@ -220,7 +221,11 @@ def main() -> None:
     found = measure(suite, options.steps, options.draws, options.spaces, shown)
     print(json.dumps(found, indent=2))
     whole = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
-    whole[options.suite] = {**found, "hardware": platform.machine(), "torch": torch.__version__}
+    whole[options.suite] = {
+        **found,
+        "hardware": hardware(),
+        "versions": {"torch": torch.__version__, "dtme": dtme.__version__},
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 from crew import Crew
 
 pytest_plugins = ("zoo_table",)
-PURE = ("token_space", "conflict", "rates")
+PURE = ("token_space", "conflict", "rates", "settled")
 """Modulation is left out: it is compiled and exported, and a check of its shapes cannot be traced."""
 METRICS = ("depth_rmse", "f_measure", "gain", "matching", "mean_angular_error", "optimal_dataset_f", "thinning")
 """Those whose arguments are tensors; where an option is refused in words, the words are tested and not its type."""

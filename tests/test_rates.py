@@ -1,4 +1,4 @@
-"""Rates, their errors, and when to stop, against sums and draws written out."""
+"""Rates and their errors, against sums and draws written out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from dtme._shapes import Float, Int
 from dtme.conflict import Conflicts, token_conflicts
-from dtme.rates import TIE, BlockScores, RateSums, Reservoir, confidence_sequence, disjoint_rate, normal_quantile
+from dtme.rates import RateSums, Reservoir, disjoint_rate, normal_quantile
 from dtme.token_space import TokenSpace, token_space
 
 SAMPLES, K = 12, 3
@@ -157,73 +155,3 @@ def test_a_reservoir_that_is_not_full_keeps_all_and_owns_its_rows():
     whole = batch.clone()
     batch.zero_()
     assert sorted(reservoir.rows.tolist()) == whole.tolist()
-
-
-def paired_scores(samples: int, means: Float[Tensor, " d"], generator: torch.Generator) -> Float[Tensor, "s d"]:
-    """Scores whose blocks share most of a sample's noise, as blocks of one model do."""
-    shared = torch.randn(samples, 1, generator=generator, dtype=torch.float64)
-    own = torch.randn(samples, len(means), generator=generator, dtype=torch.float64)
-    return means + 0.15 * shared + 0.1 * own
-
-
-def stops(means: list[float], seed: int, level: float = 0.8) -> Int[Tensor, " chosen"] | None:
-    """The two blocks chosen when a measurement, asked after every 8 samples, calls itself settled."""
-    generator, scores = torch.Generator().manual_seed(seed), BlockScores(len(means))
-    for _ in range(50):
-        scores.add(paired_scores(8, torch.tensor(means, dtype=torch.float64), generator))
-        if not bool(scores.undecided(2, level).any()):
-            return scores.sum.argsort(descending=True)[:2]
-    return None
-
-
-def test_a_measurement_seldom_stops_at_a_wrong_choice():
-    """Wrong: a block left out is truly better than one chosen by more than a tie. Level 0.8, so at most 1 in 5."""
-    means = [0.5, 0.47, 0.47 - 2 * TIE, 0.4]
-    outcomes = [stops(means, seed) for seed in range(150)]
-    wrong = [chosen for chosen in outcomes if chosen is not None and set(chosen.tolist()) != {0, 1}]
-    assert len(wrong) / len(outcomes) <= 0.2
-    assert sum(chosen is not None for chosen in outcomes) > 100  # and it does stop
-
-
-@pytest.mark.parametrize(("often", "always"), [(0.1, 0.05), (0.05, 0.02), (0.041, 0.02)])
-def test_a_conflict_that_is_rare_is_not_overlooked(often: float, always: float):
-    """A block whose samples conflict altogether or not at all, and a worse one whose samples all conflict a little."""
-    generator, wrong = torch.Generator().manual_seed(0), 0
-    for _ in range(100):
-        scores = BlockScores(2)
-        while scores.samples < 1000:
-            rare = (torch.rand(8, generator=generator) < often).double()
-            scores.add(torch.stack([rare, always + 0.001 * torch.randn(8, generator=generator).double()], 1))
-            if not bool(scores.undecided(1, 0.95).any()):
-                break
-        wrong += int(scores.sum.argmax()) and not bool(scores.undecided(1, 0.95).any())
-    assert wrong <= 5
-
-
-def test_a_clear_choice_stops_early_and_an_unclear_one_goes_on():
-    assert all(stops([0.6, 0.6, 0.3, 0.3], seed) is not None for seed in range(10))
-    scores = BlockScores(3)
-    scores.add(torch.full((15, 3), 0.5))
-    assert scores.undecided(1, 0.9).all()  # too few samples to say
-    assert not scores.undecided(3, 0.9).any()  # all are chosen
-    scores.add(torch.tensor([[float("nan"), 0.5, 0.5]]).expand(9, 3))
-    assert scores.samples == 15
-    scores.add(torch.full((1, 3), 0.5))
-    assert scores.undecided(1, 0.9).all()
-    scores.add(torch.full((300, 3), 0.5))
-    assert not scores.undecided(1, 0.9).any()  # exact ties are settled, once what is rare would have shown
-
-
-def test_only_blocks_at_the_cut_are_open():
-    scores = BlockScores(4)
-    scores.add(paired_scores(40, torch.tensor([0.9, 0.5, 0.49, 0.1]).double(), torch.Generator().manual_seed(0)))
-    assert scores.undecided(2, 0.9).tolist() == [False, True, True, False]
-
-
-def test_the_confidence_sequence_narrows_and_is_wider_than_an_interval_at_one_look():
-    widths = [confidence_sequence(n, 0.05) for n in (16, 64, 256, 1024)]
-    assert widths == sorted(widths, reverse=True)
-    assert all(
-        width > normal_quantile(0.95) / math.sqrt(n) for width, n in zip(widths, (16, 64, 256, 1024), strict=True)
-    )
-    assert confidence_sequence(64, 0.01) > confidence_sequence(64, 0.05)

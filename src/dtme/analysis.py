@@ -70,8 +70,9 @@ def analyze(
         blocks: Which blocks, as in `find_blocks`; `None` finds them.
         variance_ratio: r, energy in the range space over energy in the null space (Eq. 3).
         confidence: Stop drawing samples as soon as the choice of blocks of the default plan is settled at this level,
-            `0.95` for instance; `None` reads all batches. Tasks that never share an input are compared over all batches, and
-            so all are read.
+            `0.95` for instance; `None` reads all batches. The samples have to come in random order, from a loader that
+            shuffles say, because those read have to speak for those left; such a loader gives the two rounds different ones.
+            Tasks that never share an input are compared over all batches, and so all are read.
         max_samples: Read no more batches once so many samples have been seen, over all processes.
         token_mask: `token_mask(batch)` tells which tokens are real: `(samples, tokens)`, True or 1 where a token is, over
             all tokens that enter the blocks. Padding counts neither in the token space nor as conflict. `None` takes it
@@ -276,7 +277,7 @@ def _measure(
                 if not losses:
                     return None, None
                 found = measured.find(token_gradients(losses, caught, step.number, backward), caught)
-                return ((found.samples, found.scores), found) if reading.counts(step) else (None, None)
+                return ((found.samples, found.counts), found) if reading.counts(step) else (None, None)
 
             tasks, losses = reading.processes.exchange(look)
             if reading.sharded:
@@ -284,10 +285,10 @@ def _measure(
             told, own = reading.processes.exchange(partial(compare, losses))
             del losses
             caught.clear()
-            for rank, scores in enumerate(told):
-                if scores is None:
+            for rank, counts in enumerate(told):
+                if counts is None:
                     continue
-                measured.count(*scores)
+                measured.count(*counts)
                 if rank == reading.processes.rank and own is not None:
                     measured.add(own)
                 if measured.settled() or (max_samples is not None and measured.samples >= max_samples):

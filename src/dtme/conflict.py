@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dtme._shapes import Bool, Float, Int
+from dtme.full_precision import full_precision
 from dtme.token_space import TokenSpace
 
 
@@ -81,20 +82,21 @@ def projected_products(
     """`g_{R,i} . g_{R,j}` and `g_{N,i} . g_{N,j}` for all pairs of tasks.
 
     The smaller space is projected on; the other's products are the difference to the unprojected ones, and are computed
-    directly where that difference is at the level of rounding.
+    directly where that difference is at the level of rounding: that of the gradients' type, so no product may be less exact.
     """
     range_basis = space.range_basis.to(gradients)
     null_basis = space.null_basis.to(gradients)
     range_is_smaller = space.rank <= len(space.basis) // 2
     small, large = (range_basis, null_basis) if range_is_smaller else (null_basis, range_basis)
-    whole = gradients @ gradients.mT
-    near = gradients @ small
-    near = near @ near.mT
-    far = whole - near
-    norms = whole.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    unsure = far.abs() <= 64 * torch.finfo(far.dtype).eps * norms.unsqueeze(-1) * norms.unsqueeze(-2)
-    places = unsure.any(-1).any(-1)
-    if bool(places.any()):
-        direct = gradients[places] @ large
-        far[places] = torch.where(unsure[places], direct @ direct.mT, far[places])
+    with full_precision(gradients.device):
+        whole = gradients @ gradients.mT
+        near = gradients @ small
+        near = near @ near.mT
+        far = whole - near
+        norms = whole.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        unsure = far.abs() <= 64 * torch.finfo(far.dtype).eps * norms.unsqueeze(-1) * norms.unsqueeze(-2)
+        places = unsure.any(-1).any(-1)
+        if bool(places.any()):
+            direct = gradients[places] @ large
+            far[places] = torch.where(unsure[places], direct @ direct.mT, far[places])
     return (near, far) if range_is_smaller else (far, near)

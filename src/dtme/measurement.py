@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from dtme._shapes import Float, Int
 from dtme.capture import Capture
 from dtme.conflict import Conflicts, comparable, mismatched, token_conflicts
+from dtme.parting import share_of
 from dtme.processes import Processes
-from dtme.rates import BlockScores, RateSums, Reservoir, disjoint_rate, normal_quantile
+from dtme.rates import RateSums, Reservoir, disjoint_rate, normal_quantile
 from dtme.report import ConflictReport
+from dtme.settled import BlockScores
 from dtme.token_space import TokenSpace
 
 DISJOINT_SAMPLES = 512
@@ -26,7 +28,8 @@ class Found:
 
     Attributes:
         samples: How many samples it holds.
-        scores: Per space, each sample's mean rate over the pairs, block by block; NaN where no pair could be compared.
+        counts: Per sample, block and pair of tasks, how many tokens were compared, and of these how many conflict in the range
+            and in the null space; 0 for pairs of tasks that are not present.
         present: The tasks, as places among all tasks.
         conflicts: Per block, what was counted.
         chance: Per block, what was counted between the gradients of different samples, at the same places.
@@ -36,7 +39,7 @@ class Found:
     """
 
     samples: int
-    scores: tuple[Float[Tensor, "samples blocks"], ...]
+    counts: Int[Tensor, "3 samples blocks pairs"]
     present: list[int]
     conflicts: dict[str, Conflicts]
     chance: dict[str, Conflicts]
@@ -62,7 +65,8 @@ class Measurement:
         self.rates = {name: RateSums(len(tasks)) for name in blocks}
         self.chance = {name: RateSums(len(tasks)) for name in blocks}
         self.energy = {name: torch.zeros(len(tasks), dtype=torch.float64) for name in blocks}
-        self.scores = [BlockScores(len(blocks)), BlockScores(len(blocks))]
+        pairs = len(tasks) * (len(tasks) - 1) // 2
+        self.scores = [] if confidence is None else [BlockScores(len(blocks), pairs) for _ in range(2)]
         self.apart: dict[str, dict[str, Reservoir]] = {
             task: {name: Reservoir(DISJOINT_SAMPLES) for name in blocks} for task in tasks
         }
@@ -70,7 +74,7 @@ class Measurement:
     def find(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> Found:
         """What the token gradients of one batch say; nothing is added yet."""
         present = [place for place, task in enumerate(self.tasks) if task in gradients]
-        conflicts, chance, valid, energy, shares = {}, {}, {}, {}, []
+        conflicts, chance, valid, energy = {}, {}, {}, {}
         for name in self.blocks:
             entry = caught.entries[name]
             stacked = torch.stack([gradients[self.tasks[place]][name] for place in present], dim=2)
@@ -78,24 +82,31 @@ class Measurement:
             conflicts[name] = token_conflicts(stacked, self.spaces[name])
             chance[name] = _chance(stacked, self.spaces[name])
             energy[name] = torch.linalg.vector_norm(stacked, dim=(0, 1, 3), dtype=torch.float64).square().cpu()
-            counted = conflicts[name].counted.to(torch.float64)
-            both = torch.stack([conflicts[name].in_range, conflicts[name].in_null]) / counted
-            shares.append(both.flatten(2).nanmean(2))
-        _check_same_samples(self.blocks, shares)
-        scores = tuple(torch.stack([share[space] for share in shares], 1).cpu() for space in range(2))
+        _check_same_samples(conflicts)
+        counts = torch.stack([self._of_pairs(conflicts[name], present) for name in self.blocks], 2)
         sums = {
             self.tasks[place]: {
                 name: gradients[self.tasks[place]][name].sum(1) for name in self.apart[self.tasks[place]]
             }
             for place in present
         }
-        return Found(caught.samples(), scores, present, conflicts, chance, valid, energy, sums)
+        return Found(caught.samples(), counts, present, conflicts, chance, valid, energy, sums)
 
-    def count(self, samples: int, scores: Sequence[Float[Tensor, "samples blocks"]]) -> None:
+    def _of_pairs(self, conflicts: Conflicts, present: list[int]) -> Int[Tensor, "3 samples pairs"]:
+        """What was counted in one block, each pair of all the tasks once."""
+        found = torch.stack([conflicts.counted, conflicts.in_range, conflicts.in_null]).cpu()
+        whole = found.new_zeros(*found.shape[:2], len(self.tasks), len(self.tasks))
+        rows = torch.tensor(present)
+        whole[:, :, rows.unsqueeze(1), rows] = found
+        first, second = torch.triu_indices(len(self.tasks), len(self.tasks), 1)
+        return whole[:, :, first, second]
+
+    def count(self, samples: int, counts: Int[Tensor, "3 samples blocks pairs"]) -> None:
         """Take note of a batch of any process: what tells when to stop."""
         self.samples += samples
-        for own, more in zip(self.scores, scores, strict=True):
-            own.add(more)
+        counted, *conflicting = counts
+        for own, in_space in zip(self.scores, conflicting, strict=False):
+            own.add(in_space, counted)
 
     def add(self, found: Found) -> None:
         """Add what a batch of this process says."""
@@ -146,7 +157,7 @@ class Measurement:
 
     def _undecided(self) -> tuple[str, ...]:
         assert self.confidence is not None
-        half = max(1, (len(self.blocks) + 1) // 2)
+        half = share_of(0.5, len(self.blocks))
         open_ = [scores.undecided(half, 1 - (1 - self.confidence) / 2) for scores in self.scores]
         return tuple(name for place, name in enumerate(self.blocks) if bool(open_[0][place] | open_[1][place]))
 
@@ -211,11 +222,12 @@ def _on_cpu(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.cpu()
 
 
-def _check_same_samples(blocks: Sequence[str], shares: Sequence[Tensor]) -> None:
+def _check_same_samples(conflicts: Mapping[str, Conflicts]) -> None:
     """A model that cuts its samples into windows for some of its blocks has more samples there than elsewhere."""
-    for name, share in zip(blocks, shares, strict=True):
-        if share.shape[1] != shares[0].shape[1]:
+    first, samples = next((name, len(found.counted)) for name, found in conflicts.items())
+    for name, found in conflicts.items():
+        if len(found.counted) != samples:
             raise ValueError(
-                f"{share.shape[1]} rows of tokens enter block {name!r}, but {shares[0].shape[1]} enter block {blocks[0]!r}: "
+                f"{len(found.counted)} rows of tokens enter block {name!r}, but {samples} enter block {first!r}: "
                 "what is one sample differs between them. Analyse blocks of one kind at a time: blocks='regular expression'."
             )

@@ -1,4 +1,4 @@
-"""From counts to rates: sums over samples, their spread with the sample as the unit, and when a choice is settled."""
+"""From counts to rates: sums over samples, and their spread with the sample as the unit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtme._shapes import Bool, Float, Int
+from dtme._shapes import Float, Int
 from dtme.conflict import Conflicts, projected_products, unit_size
 from dtme.token_space import TokenSpace
-
-TIE = 0.02
-"""Scores closer than this count as tied when a choice of blocks is judged settled."""
 
 
 def normal_quantile(level: float) -> float:
@@ -118,61 +115,6 @@ def disjoint_rate(
         return rates.cpu(), torch.full((2,), math.inf, dtype=torch.float64)
     variance = signs.mean(2).var(1) / signs.shape[1] + signs.mean(1).var(1) / signs.shape[2]
     return rates.cpu(), variance.sqrt().cpu()
-
-
-class BlockScores:
-    """Per-sample scores of all blocks in one space, to tell when more samples would not change which rank highest."""
-
-    def __init__(self, blocks: int) -> None:
-        self.samples = 0
-        self.sum = torch.zeros(blocks, dtype=torch.float64)
-        self.outer = torch.zeros(blocks, blocks, dtype=torch.float64)
-
-    def add(self, scores: Float[Tensor, "samples blocks"]) -> None:
-        """Add the scores of a batch; samples without a comparable token (NaN) are left out."""
-        scores = scores[~scores.isnan().any(1)].to("cpu", torch.float64)
-        self.samples += len(scores)
-        self.sum += scores.sum(0)
-        self.outer += scores.T @ scores
-
-    def undecided(self, chosen: int, level: float) -> Bool[Tensor, " blocks"]:
-        """Blocks whose side of the cut is open: with confidence `level`, one left out might beat one chosen by more than a tie.
-
-        Valid at every look, however often it is asked while samples come in: differences of block scores, paired by
-        sample, are held against an asymptotic confidence sequence (a normal mixture, tightest near 128 samples), with the
-        error shared among all comparisons. Only one side of a difference can be wrong; the sequence covers both, to be safe.
-        What is rare may not have shown in a few samples, so one more is counted among them in which the two blocks differ by
-        1, the most they can.
-        """
-        blocks = len(self.sum)
-        open_ = torch.zeros(blocks, dtype=torch.bool)
-        if chosen >= blocks:
-            return open_
-        if self.samples < 16:
-            return ~open_
-        mean = self.sum / self.samples
-        covariance = (self.outer / self.samples - torch.outer(mean, mean)) * self.samples / (self.samples - 1)
-        spread = covariance.diagonal().unsqueeze(1) + covariance.diagonal().unsqueeze(0) - 2 * covariance
-        spread = spread.clamp_min(0) + 1 / self.samples
-        order = mean.argsort(descending=True, stable=True)
-        inside, outside = order[:chosen], order[chosen:]
-        alpha = (1 - level) / (len(inside) * len(outside))
-        width = spread.sqrt() * confidence_sequence(self.samples, alpha)
-        unsure = mean[inside].unsqueeze(1) - mean[outside].unsqueeze(0) - width[inside][:, outside] < -TIE
-        open_[inside] = unsure.any(1)
-        open_[outside] = unsure.any(0)
-        return open_
-
-
-def confidence_sequence(samples: int, alpha: float, tightest_at: int = 128) -> float:
-    """Half-width, in standard deviations, of a confidence sequence for a mean (Waudby-Smith et al. 2024, Thm. 2.2).
-
-    `sqrt(2 (n r^2 + 1) / (n r)^2 * log(sqrt(n r^2 + 1) / alpha))`, r chosen so that it is tightest near a given n.
-    """
-    log_odds = -2 * math.log(alpha)
-    tuning = (log_odds + math.log(log_odds + 1)) / tightest_at
-    mixed = samples * tuning + 1
-    return math.sqrt(2 * mixed / (samples**2 * tuning) * math.log(math.sqrt(mixed) / alpha))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dtme.flops import ModelFlops
 from dtme.parting import Inserts, share_of
 from dtme.plan import Plan
 from dtme.printed import printed
+from dtme.settled import highest_first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,11 +249,8 @@ class ConflictReport:
         return dict(zip(self.tasks, (logs.mean() - logs).exp().tolist(), strict=True))
 
     def _place(self, score: Tensor, count: int, rate: Tensor, threshold: float | None) -> dict[str, tuple[str, ...]]:
-        blocks = len(self.blocks)
-        score = score.to(torch.float64).round(decimals=12)  # scores that differ by rounding alone are equal
-        chosen = (blocks - 1 - score.flip(0).argsort(descending=True, stable=True))[:count]
         placed = {}
-        for block in sorted(chosen.tolist()):
+        for block in sorted(highest_first(score)[:count].tolist()):
             fighting = rate[block].amax(0) >= (-1.0 if threshold is None else threshold)
             placed[self.blocks[block]] = tuple(
                 task for task, fights in zip(self.tasks, fighting.tolist(), strict=True) if fights

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dtme._shapes import Float
+from dtme.full_precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def second_moment(tokens: Float[Tensor, "samples tokens p"]) -> Float[Tensor, "p
     """
     flat = tokens.flatten(0, 1)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
-    return (flat.T @ flat).to(torch.float64)
+    with full_precision(flat.device):
+        return (flat.T @ flat).to(torch.float64)
 
 
 def token_space(moment: Float[Tensor, "p p"], variance_ratio: float) -> TokenSpace:

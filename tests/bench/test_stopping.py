@@ -30,7 +30,7 @@ def test_what_every_sample_says_adds_up_to_what_all_say(suite: Suite):
     }
     ((like, found),) = stopping.conflicts(model, suite, [spaces], lambda line: None)
     like.add(found)
-    like.count(found.samples, found.scores)
+    like.count(found.samples, found.counts)
     whole = like.report(dict.fromkeys(like.blocks, TINY.width), 100.0)
     report, settled = stopping.drawn(model, like, found, rows.flip(0))
     assert not settled  # so few samples tell nothing
