@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
+import warnings
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -320,3 +323,121 @@ def test_late_parting_in_text_trunks_is_one_task_at_a_time_and_priced_to_the_flo
     for task in TASKS:
         with dtme.tasks(late, task):
             torch.testing.assert_close(late(**batch)[task], outputs[task])
+
+
+class Chain(nn.Module):
+    """Blocks of any kind on tokens, a head per task."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.heads = nn.ModuleDict({task: nn.Linear(16, 1) for task in TASKS})
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return {task: head(tokens) for task, head in self.heads.items()}
+
+
+AT_THE_MLP = dtme.Plan(TASKS, adapt={"blocks.1.mlp": TASKS})
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("places", [(1, 2), (0, 1)])
+def test_a_part_that_two_blocks_share_is_folded_with_the_whole_block(tokens: Tensor, places: tuple[int, int]):
+    blocks = [Block(16, 2) for _ in range(3)]
+    blocks[places[1]].mlp = blocks[places[0]].mlp
+    name = f"blocks.{places[0]}.mlp"
+    plan = dtme.Plan(TASKS, adapt={name: TASKS})
+    with pytest.raises(ValueError, match=rf"'{name}' is a part of other modules as well"):
+        plan.cost(Chain(*blocks), tokens)
+    outputs = checked(changed(Chain(*blocks), plan), tokens)
+    assert not any(isinstance(output, Streams) for output in outputs.values())
+
+
+def test_a_block_that_runs_twice_parts_late_once_and_has_no_price(tokens: Tensor):
+    block = Block(16, 2)
+    first = Block(16, 2)
+    model = Chain(first, block, block)
+    with pytest.raises(
+        ValueError, match=r"block 'blocks\.1' runs 2 times, where inserts in parts of it have no one price"
+    ):
+        AT_THE_MLP.cost(model, tokens)
+    checked(changed(model, AT_THE_MLP), tokens)
+
+
+class Scripted(Block):
+    """Its sum is TorchScript, which takes streams for one tensor."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return SUM(tokens, self.mlp(self.norm2(tokens)))
+
+
+class Asking(Block):
+    """Asks for a number of what its MLP returns."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens)).detach().sum().item()
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TorchScript is on its way out
+
+    @torch.jit.script
+    def SUM(one: Tensor, two: Tensor) -> Tensor:  # noqa: N802
+        return one + two
+
+
+def test_streams_that_are_taken_for_one_tensor_behind_the_part_are_missed(tokens: Tensor):
+    model = changed(Chain(Block(16, 2), Scripted(16, 2)), AT_THE_MLP)
+    with pytest.raises(
+        RuntimeError, match=r"streams part in 'blocks\.1\.mlp', and block 'blocks\.1' makes one tensor of them"
+    ):
+        model(tokens)
+    checked(changed(Chain(Block(16, 2), Scripted(16, 2)), dtme.Plan(TASKS, adapt={"blocks.1": TASKS})), tokens)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions take no notes before")
+def test_an_error_behind_the_part_says_how_to_part_with_the_block(tokens: Tensor):
+    model = changed(Chain(Block(16, 2), Asking(16, 2)), AT_THE_MLP)
+    with pytest.raises(RuntimeError) as caught:
+        model(tokens)
+    assert "up to 'blocks.1.mlp', where streams part. Plan inserts for the whole block" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("part", ["linear1", "linear2"])
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_part_lays_its_tokens_as_its_block_does(part: str, parted: bool):
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0) for _ in range(2)]
+    base = Chain(*layers)
+    placed = {"modulate": {f"blocks.1.{part}": TASKS, **({"blocks.0": TASKS} if parted else {})}}
+    model = changed(base, dtme.Plan(TASKS, **placed))
+    tokens = torch.randn(5, 2, 16, generator=torch.Generator().manual_seed(1))
+    outputs = checked(model, tokens)
+    assert not torch.equal(outputs["depth"], base(tokens)["depth"])
+
+
+def test_a_part_that_is_one_layer_is_priced_and_has_none_to_adapt(tokens: Tensor):
+    model = Chain(Block(16, 2), Block(16, 2))
+    last = "blocks.1.mlp.fc2"
+    assert dtme.Plan(TASKS, copies={last: TASKS[1:]}).cost(model, tokens).ratio > 1
+    with pytest.raises(ValueError, match=rf"block '{last}' has no linear layer to adapt"):
+        dtme.apply(model, dtme.Plan(TASKS, adapt={last: TASKS}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (dtme.Plan(TASKS, adapt={"x.1": TASKS}, adapt_layers="mlp.*"), r"adapt_layers='mlp\.\*'"),
+        (dtme.Plan(TASKS, adapt={"x.2": TASKS}, copies={"x.1": TASKS[1:]}), "both adaptation and copies"),
+    ],
+)
+def test_what_starts_late_has_to_be_known(plan: dtme.Plan, told: str):
+    with pytest.raises(ValueError, match=rf"starting_at\('mlp'\): the plan has {told}, of which it is not known"):
+        plan.starting_at("mlp")

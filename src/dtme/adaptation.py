@@ -44,7 +44,8 @@ def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, Lin
     """The linear layers of a block that take its tokens, by their name in it.
 
     They are found by type: `nn.Linear`, the transposed one of GPT-2, and the projections of `nn.MultiheadAttention`. A layer
-    that computes position biases has no row per sample and is left out. One that peft has put adapters on keeps its name.
+    that computes position biases has no row per sample and is left out, and so is a block that is one layer itself. One that
+    peft has put adapters on keeps its name.
 
     Args:
         block: A block, without insert or with one.
@@ -60,7 +61,7 @@ def linear_layers(block: nn.Module, pattern: str | None = None) -> dict[str, Lin
     found = {
         name: linear
         for name, linear in ((name.replace(".base_layer", ""), linear) for name, linear in _linear_layers(block))
-        if not OF_POSITIONS.search(name) and (pattern is None or re.fullmatch(pattern, name))
+        if name and not OF_POSITIONS.search(name) and (pattern is None or re.fullmatch(pattern, name))
     }
     for name, linear in found.items():
         if isinstance(linear.module, nn.MultiheadAttention) and not is_open_to(linear.module):

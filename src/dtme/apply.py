@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from dtme.adaptation import linear_layers
 from dtme.adapting import adapt, adapt_projection
 from dtme.attention import Opened, open_attention
-from dtme.blocks import find_blocks, fused_projections, packing_modules
+from dtme.blocks import find_blocks, fused_projections, holders_of, packing_modules
 from dtme.branches import leaving_modules
 from dtme.copying import Branched, branch
 from dtme.crossing import enter, leave
 from dtme.failing import name_block
 from dtme.first_backward import FirstBackward, watch
-from dtme.insert import Insert, layer_key
+from dtme.insert import Insert, layer_key, runs_last
 from dtme.layout import width_of
 from dtme.parallel import check_not_distributed
 from dtme.passed_by import watch_for_passing_by
@@ -91,7 +91,7 @@ def apply(model: nn.Module, plan: Plan, *, branches: Mapping[str, nn.Module | st
     leaving = leaving_modules(model, plan.tasks, branches)
     routing = Routing(model, plan.tasks, plan.tasks)
     inserts = {name: Insert(name, block, plan, routing, width_of(block)) for name, block in blocks.items()}
-    _nest(inserts, blocks, plan)
+    _nest(inserts, blocks, plan, holders_of(model))
     handles = []
     for name, block in blocks.items():
         insert = inserts[name]
@@ -235,10 +235,14 @@ def _blocks_of_plan(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if name in wanted - sequential}
 
 
-def _nest(inserts: Mapping[str, Insert], blocks: Mapping[str, nn.Module], plan: Plan) -> None:
+def _nest(
+    inserts: Mapping[str, Insert], blocks: Mapping[str, nn.Module], plan: Plan, held: Mapping[nn.Module, int]
+) -> None:
     """Let the inserts of parts of blocks know the insert of the block around them."""
     for name in plan.blocks:
         around = [outer for outer in inserts if name.startswith(f"{outer}.")]
         if around:
             outer = max(around, key=len)
-            inserts[name].lies_in(inserts[outer], blocks[outer])
+            alone = held[blocks[name]] == held[blocks[outer]] == 1
+            last = alone and runs_last(name.removeprefix(f"{outer}."), blocks[outer])
+            inserts[name].lies_in(inserts[outer], last)

@@ -6,6 +6,7 @@ No class of any model library is named here; a block is recognised by what it is
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,17 @@ def fixed_positions(block: nn.Module) -> str | None:
             what = f"{type(inner).__name__} {name!r}" if name else "it"
             return f"{what} is made for windows of {window} positions"
     return None
+
+
+def holders_of(model: nn.Module) -> Counter[nn.Module]:
+    """Of every module, how many others hold it: one that has several runs in several places.
+
+    Example:
+        >>> shared = nn.Linear(2, 2)
+        >>> holders_of(nn.Sequential(nn.Sequential(shared), nn.Sequential(shared)))[shared]
+        2
+    """
+    return Counter(child for module in model.modules() for child in module.children())
 
 
 def packing_modules(model: nn.Module) -> dict[str, Any]:

@@ -41,12 +41,13 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     key, layout = _place_and_layout(insert, block, args, kwargs)
     given: Tensor = take(args, kwargs, key)
     _check(insert, block, (args, kwargs), key, layout)
-    passage.left_to_a_part = insert.leaves_to_a_part(given)
+    passage.batch_dim = layout.batch
+    passage.left_to_a_part = insert.leaves_to_a_part((args, kwargs))
     if passage.left_to_a_part:
-        passage.groups = ()
+        passage.groups = insert.parts[0].passage.groups = ()
         return args, kwargs
     rows, ids = given.shape[layout.batch], insert.routing.rows
-    passage.appended, passage.held, passage.recipe, passage.batch_dim = 0, None, None, layout.batch
+    passage.appended, passage.held, passage.recipe = 0, None, None
     passage.folded = []
     if ids is None:
         passage.groups = _groups(insert, given)
@@ -94,6 +95,9 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     check_all_ran(insert)
     passage = insert.passage
+    if passage.left_to_a_part:
+        _check_parted(insert, output)
+        return output
     if passage.recipe is not None:
         remake(insert, passage.recipe, (args, kwargs), output)
     passage.recipe, passage.folded = None, []
@@ -112,6 +116,18 @@ def leave(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         split = partial(_part, tokens=tokens, groups=passage.groups, rows=rows, dim=layout.batch)
         output = map_tensors(output, split)
     return output
+
+
+def _check_parted(insert: Insert, output: Any) -> None:
+    """Refuse a block that made one tensor of the streams that had parted in it."""
+    part = insert.parts[0]
+    if len(part.passage.groups) < 2 or torch.compiler.is_compiling():
+        return
+    if not any(isinstance(tensor, Streams) and hasattr(tensor, "_streams") for tensor in tensors_of(output)):
+        raise RuntimeError(
+            f"streams part in {part.name!r}, and block {insert.name!r} makes one tensor of them: something in it, a scripted "
+            "function say, takes them for one. Plan inserts for the whole block."
+        )
 
 
 def _is_passed_by(insert: Insert, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

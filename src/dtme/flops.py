@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dtme.block_flops import BlockFlops, count_block
-from dtme.blocks import find_blocks
+from dtme.blocks import find_blocks, holders_of
 from dtme.insert import Insert
 from dtme.part_flops import count_parts
 from dtme.products import Products, plain_products
@@ -113,6 +113,11 @@ class FlopCount:
             raise ValueError(self._fault)
         if not self._runs:
             raise ValueError(f"none of the blocks {', '.join(self.blocks)} ran, so there is nothing to count.")
+        for name, runs in self._runs.items():
+            if runs[0].parts and len(runs) > 1:
+                raise ValueError(
+                    f"block {name!r} runs {len(runs)} times, where inserts in parts of it have no one price."
+                )
         once, behind = self._once, Counter(self._behind)
         if not self.branches:
             once += behind.pop(self._last, 0)
@@ -162,6 +167,9 @@ class FlopCount:
         try:
             found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
             parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
+            shared = [part for part, module in parts.items() if holders_of(self.model)[module] > 1]
+            if shared:
+                raise ValueError(f"{shared[0]!r} is a part of other modules as well")
             if parts:
                 found = replace(
                     found, parts=count_parts(name, parts, block, (args, kwargs), self._flops, self.adapt_layers)
@@ -232,7 +240,5 @@ def _sum(runs: Sequence[BlockFlops]) -> BlockFlops:
         task_tokens=total([run.task_tokens for run in runs]),
         updates=total([run.updates for run in runs]),
         refusals={name: why for run in runs for name, why in run.refusals.items()},
-        behind=sum(run.behind for run in runs),
-        last=runs[0].last,
-        parts={name: _sum([run.parts[name] for run in runs]) for name in runs[0].parts},
+        parts=runs[0].parts,
     )

@@ -23,6 +23,7 @@ from dtme.lanes import Lanes, Places
 from dtme.layout import Layout, layout_of, only_convolves_sequences
 from dtme.low_rank import LowRank
 from dtme.modulation import TokenStatistics
+from dtme.outputs import tensors_of
 from dtme.plan import Plan
 from dtme.routing import Routing
 from dtme.streams import Groups, Streams
@@ -98,7 +99,8 @@ class Insert(nn.Module):
         planned: Tasks that the plan has part in the block.
         outer: The insert of the block that this one's module is a part of, if that has one.
         inside: Tasks that parts of the block have inserts for.
-        parts: Of each part of the block that has inserts, but those inside other parts, whether it runs last.
+        parts: The inserts of parts of the block, but those inside other parts.
+        last: Of a part, whether streams may part no sooner than in it.
         low_rank: The updates of the block's linear layers, stacked over the adapted tasks.
         copies: Of the block, one per copied task.
         passage: Of the call just now.
@@ -133,7 +135,8 @@ class Insert(nn.Module):
         self.joint = plan.joint_tokens
         self.__dict__["outer"] = None  # past the registry of modules, of which it would make a ring
         self.inside: tuple[str, ...] = ()
-        self.parts: list[bool] = []
+        self.parts: list[Insert] = []  # a list, so that they are no modules of this one
+        self.last = False
         self.routing = routing
         self.argument_names = argument_names(block)
         self.true_hides = any(isinstance(inner, nn.MultiheadAttention) for inner in block.modules())
@@ -176,12 +179,12 @@ class Insert(nn.Module):
         """The tasks that have something here, or in a part of the block, that others have not."""
         return (*self.planned, *self.inside)
 
-    def lies_in(self, outer: Insert, block: nn.Module) -> None:
+    def lies_in(self, outer: Insert, last: bool) -> None:
         """Let the insert of a block know this one, of a part of it, and fold the streams for it where they have parted before.
 
         Args:
             outer: That insert.
-            block: Its block.
+            last: Whether this part runs last in the block, and in no other.
 
         Raises:
             ValueError: The block runs in two parts, with task tokens and without.
@@ -192,16 +195,20 @@ class Insert(nn.Module):
                 f"{self.name!r} in it has inserts of its own. Give all tasks task tokens there, or none."
             )
         self.__dict__["outer"] = outer
-        outer.parts.append(runs_last(self.name.removeprefix(f"{outer.name}."), block))
+        outer.parts.append(self)
+        self.last = last
         above: Insert | None = outer
         while above is not None:
             above.inside = (*above.inside, *self.parting())
             above = above.outer
 
-    def leaves_to_a_part(self, given: Tensor) -> bool:
-        """Whether tokens that enter as one stream need part no sooner than in the one part that has inserts, the block's last."""
-        own = self.planned or self.expanded or self.parts != [True]
-        return not (own or isinstance(given, Streams) or self.routing.rows is not None or self.within_streams())
+    def leaves_to_a_part(self, call: Call) -> bool:
+        """Whether what enters as one stream need part no sooner than in the one part that has inserts, the block's last."""
+        if self.planned or self.expanded or [part.last for part in self.parts] != [True]:
+            return False
+        if self.routing.rows is not None or self.within_streams():
+            return False
+        return not any(isinstance(tensor, Streams) for tensor in tensors_of(call))
 
     def within_streams(self) -> bool:
         """Whether the block that this one is a part of has folded the streams."""
@@ -218,6 +225,8 @@ class Insert(nn.Module):
 
     def layout_of(self, block: nn.Module, tokens: Tensor) -> Layout:
         """As `layout_of`, without looking through all modules of the block at every call where none can say anything."""
+        if self.outer is not None and self.outer.passage.batch_dim == 1 and not hasattr(block, "batch_first"):
+            return Layout(batch=1, token=0)
         if tokens.ndim == 3 and self.lays_plainly and not hasattr(block, "batch_first"):
             return Layout(batch=0, token=1)
         return layout_of(block, tokens)
@@ -231,7 +240,11 @@ class Insert(nn.Module):
     def told(self) -> str | None:
         """What the block is run with in the pass just now, for an error that rises from it; `None` if as ever."""
         appended, streams = self.passage.appended, len(self.passage.groups)
-        if appended:
+        if self.passage.left_to_a_part and len(self.parts[0].passage.groups) > 1:
+            done = (
+                f"run on one stream up to {self.parts[0].name!r}, where streams part. Plan inserts for the whole block"
+            )
+        elif appended:
             done = (
                 f"run with {appended} task tokens behind its own. Plan modulation there: report.plan(expansion=False)"
             )

@@ -5,7 +5,6 @@ That a part of a block runs in a pass and the block itself never tells of it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from dtme.blocks import holders_of
 from dtme.insert import Insert
 
 
@@ -27,7 +27,7 @@ def watch_for_passing_by(
         blocks: Blocks by name.
         inserts: Their inserts, by the same names.
     """
-    holders = Counter(child for module in model.modules() for child in module.children())
+    holders = holders_of(model)
     changed = {name: insert for name, insert in inserts.items() if insert.changes_tokens()}
     for name, insert in changed.items():
         parts = (part for part in blocks[name].children() if part is not insert and holders[part] == 1)

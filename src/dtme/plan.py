@@ -132,17 +132,26 @@ class Plan:
         What runs in that block before the part then runs once for all tasks, for a third less than a block of a ViT takes if
         the part is its MLP; so it is for adaptation and copies, which gain little in attention (`docs/findings.md`).
         Blocks come in the order in which the plan names them, which for those of a report is that of the trunk.
+        What the block does behind the part it does to each stream by itself: a sum, as a rule. One that runs several times in a
+        pass, or sums in code that takes streams for one tensor (a scripted function, an in-place sum), wants its inserts whole.
 
         Args:
-            part: Its name in the block, `"mlp"`; layers that `adapt_layers` names are then named from there.
+            part: Its name in the block, `"mlp"`.
 
         Raises:
-            ValueError: The plan has modulators or task tokens, whose place would be another, or nothing.
+            ValueError: The plan has modulators or task tokens, whose place would be another, `adapt_layers`, which name layers
+                from the block, both adaptation and copies, or nothing.
 
         Example:
             >>> Plan(("a", "b"), adapt={"x.1": ("a", "b"), "x.2": ("a", "b")}).starting_at("mlp").adapt
             {'x.1.mlp': ('a', 'b'), 'x.2': ('a', 'b')}
         """
+        if self.adapt_layers is not None or (self.adapt and self.copies):
+            raise ValueError(
+                f"starting_at({part!r}): the plan has "
+                + ("both adaptation and copies" if self.adapt_layers is None else f"adapt_layers={self.adapt_layers!r}")
+                + ", of which it is not known what starts late. Write its places out: adapt={'blocks.11.mlp': tasks}."
+            )
         if self.modulate or self.expand or not self.blocks:
             raise ValueError(
                 f"starting_at({part!r}): the plan has {'modulators or task tokens' if self.blocks else 'nothing'}, and what "
