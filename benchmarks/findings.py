@@ -133,11 +133,6 @@ WIDE = (
 """Rows of a trunk of 64 channels."""
 
 IN_THREE_SEEDS = (
-    "fraction",
-    "even-rate",
-    "moment",
-    "tokens",
-    "insert-rate",
     "position",
     "moment-adapt",
     "low-rank-rate",
