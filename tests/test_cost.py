@@ -185,6 +185,7 @@ AT = "trunk.blocks."
         {"expand": {AT + "2.attn": ("edges",)}, "tokens_per_task": 2},
         {"expand": {AT + "1.attn": ALL}, "adapt": {AT + "1.attn": ALL}, "tokens_per_task": 3},
         {"expand": {AT + "1": ALL, AT + "1.attn": ALL}, "adapt": {AT + "1.mlp": ALL}},
+        {"expand": {AT + "1": ALL[:2]}, "adapt": {AT + "1.mlp": ALL}, "joint_tokens": True},
     ],
 )
 def test_inserts_in_parts_of_blocks_are_priced_to_the_flop(placed: dict[str, Any]):

@@ -104,7 +104,8 @@ def price(plan: Plan, flops: ModelFlops) -> Cost:
         else:
             groups = refine(groups, [*plan.parting(name), *(task for part in parts for task in plan.parting(part))])
             total += _runs(plan, name, block, groups)
-        tokens = plan.tokens_per_task if plan.expand.get(name) else 0
+        expanded = len(plan.expand.get(name, ()))
+        tokens = plan.tokens_per_task * (expanded if plan.joint_tokens else min(expanded, 1))
         for part, found in parts.items():
             once = 1 if late else len(groups)
             groups = refine(groups, plan.parting(part))

@@ -167,10 +167,11 @@ class FlopCount:
         try:
             found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
             parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
-            shared = [part for part, module in parts.items() if holders_of(self.model)[module] > 1]
-            if shared:
-                raise ValueError(f"{shared[0]!r} is a part of other modules as well")
             if parts:
+                held = holders_of(self.model)
+                shared = [part for part, module in parts.items() if held[module] > 1]
+                if shared:
+                    raise ValueError(f"{shared[0]!r} is a part of other modules as well")
                 found = replace(
                     found, parts=count_parts(name, parts, block, (args, kwargs), self._flops, self.adapt_layers)
                 )

@@ -157,13 +157,12 @@ class Plan:
                 f"starting_at({part!r}): the plan has {'modulators or task tokens' if self.blocks else 'nothing'}, and what "
                 "starts late is adaptation or copies alone. Plan those: report.recommended()."
             )
-        first, *behind = self.blocks
-        names = {first: f"{first}.{part}", **dict(zip(behind, behind, strict=True))}
-        return replace(
-            self,
-            adapt={names[block]: tasks for block, tasks in self.adapt.items()},
-            copies={names[block]: tasks for block, tasks in self.copies.items()},
-        )
+        first = self.blocks[0]
+
+        def moved(placement: Placement) -> Placement:
+            return {f"{block}.{part}" if block == first else block: tasks for block, tasks in placement.items()}
+
+        return replace(self, adapt=moved(self.adapt), copies=moved(self.copies))
 
     def parameters(self, width: int | Mapping[str, int]) -> int:
         """Parameters that the modulators and task tokens of this plan add: 2p a modulator, n p for a task's tokens.

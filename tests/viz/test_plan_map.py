@@ -122,6 +122,6 @@ def test_streams_that_part_inside_a_block_are_said_to_part_there():
     axes = plan_map(plan, blocks).axes[0]
     assert axes.get_title(loc="left") == "Streams part at blocks.2.mlp"
     said = " ".join(text.get_text() for text in axes.texts)
-    assert "All tasks together cost less than 6 blocks instead of 4 (1.5 ×)" in said
+    assert "All tasks together cost at most 6 blocks instead of 4 (1.5 ×)" in said
     both = Plan(("a", "b"), modulate={"blocks.2.attn": ("a",), "blocks.2.mlp": ("b",)})
     assert plan_map(both, blocks).axes[0].get_title(loc="left") == "Streams part at blocks.2"

@@ -111,7 +111,7 @@ def beside_updates(*, rank: int, layers: str, behind_norms: bool) -> Planner:
 def from_the_mlp_on(count: int, rank: int = 0) -> Planner:
     """The MLP of the last block but `count - 1` and the whole blocks behind it: a copy of each per task, or updates of a `rank`.
 
-    Streams part at that MLP, so that attention in front of it runs once for all tasks. One task keeps the blocks as they are.
+    Streams part at that MLP, so that attention in front of it runs once for all tasks. Copies are for all tasks but one.
     """
 
     def plan(report: ConflictReport, recipe: Recipe, seed: int) -> Plan:

@@ -33,7 +33,7 @@ class Recipe:
         head_rate: Learning rate of the heads, as a multiple of the trunk's.
         first_head_rate: The same, in the training that rows begin with.
         insert_rate: Learning rate of modulators and task tokens, as a multiple of the trunk's.
-        low_rank_rate: Learning rate of low-rank updates, as a multiple of the trunk's.
+        low_rank_rate: Learning rate of low-rank updates and of a plan's copies, as a multiple of the trunk's.
         insert_decay: Weight decay of what the plan adds.
         insert_warmup: Steps after insertion over which its learning rate rises, besides the warm-up of all.
         frozen_trunk: Train heads and inserts alone (Tab. 12).

@@ -78,10 +78,8 @@ def add_inserts(made: torch.optim.Optimizer, model: nn.Module, recipe: Recipe, s
         since: The step of insertion, where their warm-up begins.
     """
     new = list(added_parameters(model))
-    weights = [parameter for name, parameter in new if ".low_rank." in name or ".copies." in name]
-    known = {id(parameter) for parameter in weights}
-    others = [parameter for _, parameter in new if id(parameter) not in known]
-    for parameters, rate in ((others, recipe.insert_rate), (weights, recipe.low_rank_rate)):
+    for of_weights, rate in ((False, recipe.insert_rate), (True, recipe.low_rank_rate)):
+        parameters = [own for name, own in new if (".low_rank." in name or ".copies." in name) == of_weights]
         if parameters:
             group = {"params": parameters, "rate": rate, "weight_decay": recipe.insert_decay}
             made.add_param_group({**group, "since": since, "warmup": recipe.insert_warmup})

@@ -127,11 +127,11 @@ def _head(axes: Axes, plan: Plan, blocks: Sequence[str], per_block: Sequence[Gro
     passes = sum(len(groups) for groups in per_block)
     if parted:
         inserts = [name for name in plan.blocks if f"{name}.".startswith(f"{parted[0]}.")]
-        late = parted[0] not in inserts and len(inserts) == 1  # what runs in the block before its part runs once
+        late = parted[0] not in inserts and len(inserts) == 1  # what runs in the block before its last part runs once
         title = f"Streams part at {ellipsis(inserts[0] if late else parted[0], 40)}"
         line = (
             f"On more than one stream: {len(parted)} of {_blocks(len(blocks))}. All tasks together cost "
-            f"{'less than ' if late else ''}{_blocks(passes)} instead of {len(blocks)} ({passes / len(blocks):.3g} ×); separate "
+            f"{'at most ' if late else ''}{_blocks(passes)} instead of {len(blocks)} ({passes / len(blocks):.3g} ×); separate "
             f"models would cost {len(blocks) * len(plan.tasks)}."
         )
     else:

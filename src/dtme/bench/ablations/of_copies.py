@@ -83,7 +83,7 @@ OF_COPIES = (
     ),
     Ablation(
         "parting",
-        "what streams carry that part at the last block's entry or no sooner than at its MLP",
+        "streams that part at the last block or at its MLP",
         "contents, from",
         (
             ("rank 12, block", of_table("Adapt MLP r12 last block")[0]),
