@@ -62,6 +62,8 @@ def rows() -> Iterator[Row]:
         for rival, ratio in passes.rivals(usual, run, turns=5).items():
             yield Row("rivals", f"{name}: {rival} / the plan", ratio, at_least=0)
     yield Row("memory", "peak of analyze / of a training step", once(memory.of_analysis(usual)), at_most=1.0)
+    many = once(memory.of_analysis(memory.with_tasks(usual, 11)))
+    yield Row("memory", "peak of analyze / of a training step, 11 tasks", many, at_most=1.0)
     limits = {"from the first block": 4.0, "from half way": 2.5}
     for where, peak in memory.of_streams(usual).items():
         yield Row("memory", f"step, 4 streams {where} / plain", once(peak), at_most=limits[where])

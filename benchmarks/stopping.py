@@ -80,7 +80,7 @@ def conflicts(
         for number, chosen in enumerate(torch.arange(len(suite.train)).split(64)):
             caught.clear()
             losses = task_losses(model, suite.train.batch(chosen), suite.tasks)
-            gradients = token_gradients(losses, caught, number)
+            gradients = list(token_gradients(losses, caught, number))
             for own, kept in zip(measured, found, strict=True):
                 kept.append(own.find(gradients, caught))
             report(f"samples {min((number + 1) * 64, len(suite.train))} of {len(suite.train)}")

@@ -13,6 +13,7 @@ from benchmarks.clock import Live, peak_bytes
 from torch import Tensor, nn
 
 import dtme
+from dtme import backward
 from dtme.blocks import find_blocks
 
 TASKS = ("depth", "edges", "normals", "semseg")
@@ -21,13 +22,13 @@ TASKS = ("depth", "edges", "normals", "semseg")
 class Vit(nn.Module):
     """Eight blocks of 64 channels on 65 tokens: activations, not parameters, are what takes memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: tuple[str, ...] = TASKS) -> None:
         super().__init__()
         trunk: Any = timm.create_model(
             "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=64, depth=8, num_heads=4, num_classes=0
         )
         self.trunk = trunk
-        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Linear(64, 2) for task in tasks})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         tokens = self.trunk.forward_features(images)
@@ -69,9 +70,16 @@ def test_the_live_bytes_of_a_few_operations():
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_an_analysis_peaks_below_a_training_step(model: Vit, images: Tensor, batches: int):
-    plain = peak_bytes(partial(step, model, images))
-    assert peak_bytes(lambda: dtme.analyze(model, losses, [images] * batches)) <= plain
+@pytest.mark.parametrize(("tasks", "samples"), [(4, 1), (4, 5), (11, 5)])
+def test_an_analysis_peaks_below_a_training_step(
+    images: Tensor, batches: int, tasks: int, samples: int, monkeypatch: pytest.MonkeyPatch
+):
+    """However many the tasks and few the images, as long as the passes go block by block."""
+    monkeypatch.setattr(backward, "FEW", {})
+    torch.manual_seed(0)
+    model, own = Vit(tuple(f"task-{place}" for place in range(tasks))), images[:samples]
+    plain = peak_bytes(partial(step, model, own))
+    assert peak_bytes(lambda: dtme.analyze(model, losses, [own] * batches)) <= plain
 
 
 def activations(model: nn.Module, images: Tensor) -> int:

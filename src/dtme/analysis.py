@@ -293,6 +293,7 @@ def _measure(
                     measured.add(own)
                 if measured.settled() or (max_samples is not None and measured.samples >= max_samples):
                     return
+            del told, own  # before the next batch takes its place
 
 
 def _check_alike(tasks: Sequence[tuple[str, ...]], step: Step) -> None:

@@ -1,19 +1,21 @@
-"""Backward passes of an analysis: one per task, or one batched over the tasks where that is measured to be faster.
+"""Backward passes of an analysis: one per task, in segments, or one batched over the tasks where that is measured to be faster.
 
 A batched pass (`is_grads_batched`) starts every kernel once instead of K times. It wins where starting them is what costs:
-small blocks and few samples. With much to compute it wins nothing and needs more memory, so there it is not tried. Both
-ways give the same gradients but for rounding, and neither touches a parameter.
+small blocks and few samples. With much to compute it wins nothing and needs more memory, so there it is not tried, and the
+passes go from block to block. All ways give the same gradients but for rounding, and none touches a parameter.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
 from torch import Tensor
+
+from dtme.segments import Part, in_segments
 
 Found = list[tuple[Tensor | None, ...]]
 """Per task the gradients by the inputs; `None` where the loss does not depend on one."""
@@ -62,7 +64,10 @@ def batched(losses: Sequence[Tensor], inputs: Sequence[Tensor], *, keep: bool = 
 
 @dataclass
 class BackwardPasses:
-    """Computes the gradients of batch after batch: either way is warmed up on one and timed on the next, and the faster goes on.
+    """Computes the gradients of batch after batch.
+
+    With few numbers in them a pass per task and a batched one are each warmed up on one batch and timed on the next, and the
+    faster goes on.
 
     Attributes:
         alone: Whether this process may choose: one that shares a sharded model may not.
@@ -73,14 +78,20 @@ class BackwardPasses:
     seconds: dict[str, float] = field(default_factory=dict)
     _turn: int = 0
 
-    def __call__(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
-        """The gradients of losses, each by the inputs of its own stream."""
+    def __call__(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Iterator[Part]:
+        """The gradients of losses, each by the inputs of its own stream: of some inputs at a time, as they are found."""
         first = inputs[0]
         shared = all(len(own) == len(first) and all(map(_is, own, first)) for own in inputs)
         few = all(tensor.numel() <= FEW.get(tensor.device.type, 0) for tensor in first)
-        if not (self.alone and shared and few and all(loss.requires_grad for loss in losses)):
-            return one_by_one(losses, inputs)
-        way = self._way()
+        if not (self.alone and shared):
+            yield list(range(len(first))), one_by_one(losses, inputs)
+        elif few and all(loss.requires_grad for loss in losses):
+            yield list(range(len(first))), self._faster(losses, inputs)
+        else:
+            yield from in_segments(losses, first)
+
+    def _faster(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
+        first, way = inputs[0], self._way()
         if way == "one by one":
             return self._timed(way, lambda: one_by_one(losses, inputs), first)
         try:

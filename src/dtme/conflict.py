@@ -30,6 +30,10 @@ class Conflicts:
     in_range: Int[Tensor, "samples tasks tasks"]
     in_null: Int[Tensor, "samples tasks tasks"]
 
+    def __add__(self, other: Conflicts) -> Conflicts:
+        """What is counted over the tokens of both."""
+        return Conflicts(self.counted + other.counted, self.in_range + other.in_range, self.in_null + other.in_null)
+
 
 def token_conflicts(gradients: Float[Tensor, "samples tokens tasks p"], space: TokenSpace) -> Conflicts:
     """Count the tokens at which each two tasks conflict: `g_i . g_j <= 0` after projection, both gradients not zero.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import combinations, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dtme.backward import BackwardPasses, one_by_one
 from dtme.capture import Capture
+from dtme.segments import Part
 
 TaskLosses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """Yours: `task_losses(model, batch)` gives each task's loss, a scalar; a task the batch says nothing about is left out."""
@@ -55,34 +56,53 @@ def _first_not_finite(caught: Capture) -> str:
 
 def token_gradients(
     losses: Mapping[str, Tensor], caught: Capture, number: int, backward: BackwardPasses | None = None
-) -> dict[str, dict[str, Tensor]]:
-    """Per task and block the gradient of the task's loss by the tokens its stream brings there."""
-    gradients: dict[str, dict[str, Tensor]] = {}
-    reached: dict[str, list[bool]] = {}
-    inputs = [[tokens for entry in caught.entries.values() for tokens in entry.of_task(task)] for task in losses]
-    run_once = all(len(entry.runs) == 1 for entry in caught.entries.values())
-    passes = backward if backward is not None and run_once else one_by_one
-    every = passes(list(losses.values()), inputs) if losses else []
-    for task, own_inputs in zip(losses, inputs, strict=True):
-        found = every.pop(0)  # so that what padding is taken out of does not lie beside the whole
-        if all(gradient is None for gradient in found):
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Block by block, mostly from the last to the first, per task the gradient of its loss by the tokens its stream brings there.
+
+    Raises:
+        ValueError: A gradient is not finite, no gradient of a task reaches the trunk, or two tasks read different runs of a
+            block; the last two are known, and raised, when all blocks are done.
+    """
+    if not losses:
+        return
+    entries = caught.entries
+    inputs = [[tokens for entry in entries.values() for tokens in entry.of_task(task)] for task in losses]
+    of_block = [name for name, entry in entries.items() for _ in entry.runs]
+    reached = {task: [False] * len(of_block) for task in losses}
+    if backward is None or len(of_block) > len(entries):
+        parts: Iterable[Part] = [(list(range(len(of_block))), one_by_one(list(losses.values()), inputs))]
+    else:
+        parts = backward(list(losses.values()), inputs)
+    for places, found in parts:
+        left = {task: dict(zip(places, own, strict=True)) for task, own in zip(losses, found, strict=True)}
+        del found  # so that what padding is taken out of does not lie beside the whole
+        for name in dict.fromkeys(of_block[place] for place in places):
+            runs = [place for place in places if of_block[place] == name]
+            gradients = {}
+            for (task, own), own_inputs in zip(left.items(), inputs, strict=True):
+                of_runs = [own.pop(place) for place in runs]
+                for place, gradient in zip(runs, of_runs, strict=True):
+                    reached[task][place] = gradient is not None
+                whole = [
+                    torch.zeros_like(own_inputs[at]) if g is None else g for at, g in zip(runs, of_runs, strict=True)
+                ]
+                gradients[task] = entries[name].valid_samples(whole)
+                if not bool(gradients[task].isfinite().all()):
+                    raise ValueError(
+                        f"the gradient of task {task!r} by the tokens entering block {name!r} is not finite in batch {number}."
+                    )
+            yield name, gradients
+    _check_reached(reached, caught)
+    _check_runs_shared(reached, caught, number)
+
+
+def _check_reached(reached: Mapping[str, list[bool]], caught: Capture) -> None:
+    for task, blocks in reached.items():
+        if not any(blocks):
             raise ValueError(
                 f"the loss of task {task!r} does not reach the trunk: no token that enters {', '.join(caught.entries)} moves it. "
                 "Is the trunk's output detached, or the loss computed under no_grad?"
             )
-        gradients[task], reached[task] = {}, [gradient is not None for gradient in found]
-        whole = iter(zip(found, own_inputs, strict=True))
-        for name, entry in caught.entries.items():
-            own = [
-                torch.zeros_like(t) if gradient is None else gradient for gradient, t in islice(whole, len(entry.runs))
-            ]
-            gradients[task][name] = entry.valid_samples(own)
-            if not bool(gradients[task][name].isfinite().all()):
-                raise ValueError(
-                    f"the gradient of task {task!r} by the tokens entering block {name!r} is not finite in batch {number}."
-                )
-    _check_runs_shared(reached, caught, number)
-    return gradients
 
 
 def _check_runs_shared(reached: Mapping[str, list[bool]], caught: Capture, number: int) -> None:

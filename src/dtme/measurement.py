@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dtme._shapes import Float, Int
 from dtme.capture import Capture
-from dtme.conflict import Conflicts, comparable, mismatched, token_conflicts
+from dtme.comparison import compared
+from dtme.conflict import Conflicts
 from dtme.parting import share_of
 from dtme.processes import Processes
 from dtme.rates import RateSums, Reservoir, disjoint_rate, normal_quantile
@@ -71,25 +72,23 @@ class Measurement:
             task: {name: Reservoir(DISJOINT_SAMPLES) for name in blocks} for task in tasks
         }
 
-    def find(self, gradients: Mapping[str, Mapping[str, Tensor]], caught: Capture) -> Found:
-        """What the token gradients of one batch say; nothing is added yet."""
-        present = [place for place, task in enumerate(self.tasks) if task in gradients]
+    def find(self, gradients: Iterable[tuple[str, Mapping[str, Tensor]]], caught: Capture) -> Found:
+        """What the token gradients of one batch say, block by block as they come; nothing is added yet."""
+        present: list[int] = []
         conflicts, chance, valid, energy = {}, {}, {}, {}
-        for name in self.blocks:
+        sums: dict[str, dict[str, Tensor]] = {}
+        for name, of_tasks in gradients:
             entry = caught.entries[name]
-            stacked = torch.stack([gradients[self.tasks[place]][name] for place in present], dim=2)
-            valid[name] = torch.full((len(stacked),), stacked.shape[1]) if entry.valid is None else entry.valid.sum(1)
-            conflicts[name] = token_conflicts(stacked, self.spaces[name])
-            chance[name] = _chance(stacked, self.spaces[name])
-            energy[name] = torch.linalg.vector_norm(stacked, dim=(0, 1, 3), dtype=torch.float64).square().cpu()
-        _check_same_samples(conflicts)
+            present = [place for place, task in enumerate(self.tasks) if task in of_tasks]
+            for place in present:
+                if name in self.apart[self.tasks[place]]:
+                    sums.setdefault(self.tasks[place], {})[name] = of_tasks[self.tasks[place]].sum(1)
+            own = [of_tasks[self.tasks[place]] for place in present]
+            valid[name] = torch.full((len(own[0]),), own[0].shape[1]) if entry.valid is None else entry.valid.sum(1)
+            found = compared(own, self.spaces[name])
+            conflicts[name], chance[name], energy[name] = found.conflicts, found.chance, found.energy.cpu()
+        _check_same_samples({name: conflicts[name] for name in self.blocks})
         counts = torch.stack([self._of_pairs(conflicts[name], present) for name in self.blocks], 2)
-        sums = {
-            self.tasks[place]: {
-                name: gradients[self.tasks[place]][name].sum(1) for name in self.apart[self.tasks[place]]
-            }
-            for place in present
-        }
         return Found(caught.samples(), counts, present, conflicts, chance, valid, energy, sums)
 
     def _of_pairs(self, conflicts: Conflicts, present: list[int]) -> Int[Tensor, "3 samples pairs"]:
@@ -209,13 +208,6 @@ class Measurement:
                 f"task {missing!r} gave no gradient that is not zero at block {block!r}: nothing to compare it by."
             )
         return disjoint_rate(rows[0], rows[1], self.spaces[block])
-
-
-def _chance(gradients: Float[Tensor, "samples tokens tasks p"], space: TokenSpace) -> Conflicts:
-    """What is counted where each task's gradients are those of another sample."""
-    found = token_conflicts(mismatched(gradients), space)
-    apart = comparable(len(gradients), gradients.shape[2]).to(found.counted.device)
-    return Conflicts(found.counted * apart, found.in_range * apart, found.in_null * apart)
 
 
 def _on_cpu(tensor: Tensor | None) -> Tensor | None:

@@ -79,6 +79,11 @@ class Moments:
         width = self.widths[block]
         return torch.stack(parts).sum(0) if parts else torch.zeros(width, width, dtype=torch.float64)
 
+    def forget(self, block: str) -> None:
+        """Let go of a block's sums."""
+        for own in self.sums.values():
+            own.pop(block, None)
+
     def _weights(self, block: str) -> dict[Group, float]:
         """What the sum of each group counts in a block's second moment."""
         having = [group for group in self.samples if block in self.blocks[group]]
@@ -114,7 +119,7 @@ def moments_of(caught: Capture, seen: Seen) -> dict[Group, dict[str, Tensor]]:
 
 
 def token_spaces(moments: Moments, variance_ratio: float, processes: Processes) -> dict[str, TokenSpace]:
-    """The token space of each block; the processes share the work and all get all of them.
+    """The token space of each block, in the place of its sums; the processes share the work and all get all of them.
 
     Raises:
         ValueError: The tokens of a block are not finite, or span no space.
@@ -125,6 +130,8 @@ def token_spaces(moments: Moments, variance_ratio: float, processes: Processes) 
         turn = names[first : first + processes.size]
         parts = {name: moments.pooled(name) for name in turn}
         whole = {name: processes.total_at(rank, part) for rank, (name, part) in enumerate(parts.items())}
+        for name in turn:
+            moments.forget(name)  # the basis takes its place
 
         def own(turn: list[str] = turn, whole: dict[str, Tensor] = whole) -> tuple[TokenSpace | None, None]:
             if processes.rank >= len(turn):

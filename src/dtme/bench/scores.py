@@ -54,16 +54,16 @@ def block_scores(bench: Bench) -> dict[str, Float[Tensor, " blocks"]]:
 def _of_gradients(model: nn.Module, batches: Sequence[dict[str, Tensor]], tasks: Any) -> dict[str, Tensor]:
     """The scores that follow from the token gradients of the weighted losses."""
     blocks = find_blocks(model)
+    places = {name: place for place, name in enumerate(blocks)}
     against, whole, imbalance = (torch.zeros(len(blocks), dtype=torch.float64) for _ in range(3))
     modulators: list[list[list[Tensor]]] = [[[] for _ in blocks], [[] for _ in blocks]]  # by half of the batches
     model.eval()
     for number, batch in enumerate(batches):
         with capture(blocks, differentiable=True) as caught:
             losses = weighted(task_losses(model, batch, tasks), tasks)
-            gradients = token_gradients(losses, caught, number)
-            for place, name in enumerate(blocks):
-                entry = caught.entries[name]
-                stacked = torch.stack([gradients[task][name] for task in losses], 2).double()
+            for name, gradients in token_gradients(losses, caught, number):
+                place, entry = places[name], caught.entries[name]
+                stacked = torch.stack([gradients[task] for task in losses], 2).double()
                 products = conflict_products(stacked)
                 against[place] += products.clamp(max=0).neg().sum()
                 whole[place] += products.abs().sum()
