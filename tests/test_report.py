@@ -17,6 +17,7 @@ from torch import Tensor
 import dtme
 from dtme._shapes import Float
 from dtme.block_flops import BlockFlops
+from dtme.cost import price
 from dtme.flops import ModelFlops
 
 TASKS = ("a", "b", "c")
@@ -218,18 +219,46 @@ def test_the_recommended_plan_takes_as_many_last_blocks_as_the_budget_allows(rep
         count = len(plan.adapt)
         assert tuple(plan.adapt) == report.blocks[-count:]
         assert all(given == report.tasks for given in plan.adapt.values())
-        assert (plan.modulate, plan.expand, plan.rank) == ({}, {}, 8)
+        assert (plan.modulate, plan.expand, plan.rank) == ({}, {}, 12)
 
         def cost(blocks: int) -> float:
-            return (600 + blocks * ((tasks - 1) * 100 + tasks * 8 * 2)) / 600
+            return (600 + blocks * ((tasks - 1) * 100 + tasks * 12 * 2)) / 600
 
         assert cost(count) <= max_cost
         assert count == 5 or cost(count + 1) > max_cost
 
 
+@pytest.mark.parametrize("rank", [4, None])
+def test_a_budget_takes_recommended_streams_forward_part_by_part(report: dtme.ConflictReport, rank: int | None):
+    def block(name: str) -> BlockFlops:
+        return BlockFlops(100, updates=(0, 0), parts={f"{name}.mlp": BlockFlops(60, updates=(0, 0), last=True)})
+
+    flops = ModelFlops(0, {name: block(name) for name in report.blocks})
+    priced = dataclasses.replace(report, flops=flops)
+    last, streams = report.blocks[-1], len(report.tasks) - 1
+    found = []
+    for repeated in (60, 100, 160, 200, 260):  # FLOPs of what each further stream repeats
+        plan = priced.recommended(max_cost=1 + streams * repeated / flops.plain + 1e-9, rank=rank)
+        assert plan.rank == (4 if rank else dtme.Plan(report.tasks).rank)
+        assert price(plan, flops).ratio == pytest.approx(1 + streams * repeated / flops.plain)
+        assert set(plan.copies if rank is None else plan.adapt) == set(plan.blocks)
+        found.append(plan.blocks)
+    third, second = report.blocks[-3:-1]
+    assert found == [(f"{last}.mlp",), (last,), (f"{second}.mlp", last), (second, last), (f"{third}.mlp", second, last)]
+    assert priced.recommended(rank=rank).blocks == (f"{last}.mlp",)
+
+
+def test_recommended_updates_go_as_far_forward_as_they_can_be_made(report: dtme.ConflictReport):
+    *others, last = report.blocks
+    flops = ModelFlops(0, {**{name: BlockFlops(100) for name in others}, last: BlockFlops(100, updates=(0, 0))})
+    priced = dataclasses.replace(report, flops=flops)
+    assert priced.recommended(max_cost=9.0).blocks == (last,)
+    assert priced.recommended(max_cost=9.0, rank=None).blocks == report.blocks
+
+
 def test_a_recommendation_that_no_budget_allows_names_the_least_cost(report: dtme.ConflictReport):
     flops = ModelFlops(100, {name: BlockFlops(100, updates=(2, 0)) for name in report.blocks})
-    with pytest.raises(ValueError, match=r"max_cost=1\.1: .*costs 1\.4134 times .*blocks\.4"):
+    with pytest.raises(ValueError, match=r"max_cost=1\.1: .*costs 1\.4534 times .*blocks\.4"):
         dataclasses.replace(report, flops=flops).recommended(max_cost=1.1)
     with pytest.raises(ValueError, match="holds no FLOPs"):
         report.recommended()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import dtme
 from dtme import backward as backward_module
@@ -178,3 +179,24 @@ def test_an_analysis_in_segments_is_that_of_whole_passes(monkeypatch: pytest.Mon
     assert torch.equal(whole.range_rate, segments.range_rate)
     assert torch.equal(whole.null_rate, segments.null_rate)
     torch.testing.assert_close(whole.gradient_size, segments.gradient_size)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_an_analysis_in_segments_under_checkpointing(every: int, monkeypatch: pytest.MonkeyPatch):
+    """Segments end inside what a checkpoint covers, which is then repeated for each of them."""
+    model = tiny_vit().double()
+    batches = make_batches(model, (3, 2))
+    monkeypatch.setattr(backward_module, "FEW", {})
+    plain = dtme.analyze(model, task_losses, batches)
+
+    class Checkpointed(nn.ModuleList):
+        def __iter__(self) -> Any:
+            own = list(super().__iter__())
+            for first in range(0, len(own), every):
+                run = nn.Sequential(*own[first : first + every])
+                yield lambda tokens, run=run: checkpoint(run, tokens, use_reentrant=False)
+
+    model.blocks = Checkpointed(model.blocks)
+    report = dtme.analyze(model, task_losses, batches, blocks=r"blocks\.\d+")
+    assert torch.equal(report.range_rate, plain.range_rate)
+    assert torch.equal(report.null_rate, plain.null_rate)

@@ -109,7 +109,7 @@ def analyze(
     batches = processes.exchange(lambda: (None, _rereadable(batches, max_samples)))[1]
     reading = _Reading(model, task_losses, batches, token_mask, progress, processes, bool(sharded_modules(model)))
     with one_model(model, processes), undisturbed(model):
-        count = FlopCount(trunk, found)
+        count = FlopCount(trunk, found, late=True)
         moments = _moments(reading, found, (confidence, max_samples), count)
         tasks = _checked_tasks(trunk, moments.tasks, (confidence, max_samples))
         spaces = token_spaces(moments, variance_ratio, processes)

@@ -60,6 +60,11 @@ class BlockFlops:
     parts: dict[str, BlockFlops] = field(default_factory=dict)
     last: bool = False
 
+    @property
+    def late(self) -> str | None:
+        """The part in which streams may part last, if one has been counted."""
+        return next((name for name, part in self.parts.items() if part.last), None)
+
     def run(self, streams: int, tokens: int = 0, rank: int = 0) -> int:
         """FLOPs of one run of the block on so many streams with so many task tokens each.
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dtme.arguments import Call
 from dtme.block_flops import BlockFlops, count_block
 from dtme.blocks import find_blocks, holders_of
 from dtme.insert import Insert
-from dtme.part_flops import count_parts
+from dtme.part_flops import count_parts, late_part
 from dtme.products import Products, plain_products
 from dtme.trail import Trail
 
@@ -67,6 +68,7 @@ class FlopCount:
         branches: The modules where tasks leave the trunk. `None` takes the members of every `ModuleDict` that holds no
             block; where there is none, all that follows the last block counts as the tasks' own.
         adapt_layers: Which linear layers get low-rank updates, as in `Plan`.
+        late: Whether the part of each block in which streams may part last is counted as well, where there is one and it can be.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class FlopCount:
         blocks: Iterable[str],
         branches: Sequence[nn.Module] | None = None,
         adapt_layers: str | None = None,
+        *,
+        late: bool = False,
     ) -> None:
         try:
             trunk = find_blocks(model)
@@ -86,7 +90,7 @@ class FlopCount:
         self.blocks = {name: module for name, module in model.named_modules() if name in wanted}
         self.branches = _dictionary_members(model, self.blocks) if branches is None else list(branches)
         self.adapt_layers = adapt_layers
-        self._named = blocks
+        self._named, self._late = blocks, late
         self._runs: dict[str, list[BlockFlops]] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
@@ -114,7 +118,7 @@ class FlopCount:
         if not self._runs:
             raise ValueError(f"none of the blocks {', '.join(self.blocks)} ran, so there is nothing to count.")
         for name, runs in self._runs.items():
-            if runs[0].parts and len(runs) > 1:
+            if runs[0].parts and len(runs) > 1 and not self._late:
                 raise ValueError(
                     f"block {name!r} runs {len(runs)} times, where inserts in parts of it have no one price."
                 )
@@ -168,17 +172,30 @@ class FlopCount:
             found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
             parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
             if parts:
-                held = holders_of(self.model)
-                shared = [part for part, module in parts.items() if held[module] > 1]
-                if shared:
-                    raise ValueError(f"{shared[0]!r} is a part of other modules as well")
-                found = replace(
-                    found, parts=count_parts(name, parts, block, (args, kwargs), self._flops, self.adapt_layers)
-                )
+                found = replace(found, parts=self._parts(name, parts, block, (args, kwargs)))
+            elif self._late:
+                found = replace(found, parts=self._late_part(name, block, (args, kwargs)))
             self._runs.setdefault(name, []).append(found)
         except Exception as why:  # told by `flops`: the pass itself goes on
             self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
         self._counting.close()  # kernels that no mode may look at (flex attention) run as ever
+
+    def _parts(self, name: str, parts: Mapping[str, nn.Module], block: nn.Module, call: Call) -> dict[str, BlockFlops]:
+        held = holders_of(self.model)
+        shared = [part for part, module in parts.items() if held[module] > 1]
+        if shared:
+            raise ValueError(f"{shared[0]!r} is a part of other modules as well")
+        return count_parts(name, parts, block, call, self._flops, self.adapt_layers)
+
+    def _late_part(self, name: str, block: nn.Module, call: Call) -> dict[str, BlockFlops]:
+        """The part in which streams may part last; none where it cannot be counted, as nobody has asked for it."""
+        part = late_part(block)
+        if part is None:
+            return {}
+        try:
+            return self._parts(name, {f"{name}.{part}": block.get_submodule(part)}, block, call)
+        except Exception:
+            return {}
 
     def _leave_block(self, name: str, block: nn.Module, args: Any, output: Any) -> None:
         if self._block is block:
@@ -241,5 +258,5 @@ def _sum(runs: Sequence[BlockFlops]) -> BlockFlops:
         task_tokens=total([run.task_tokens for run in runs]),
         updates=total([run.updates for run in runs]),
         refusals={name: why for run in runs for name, why in run.refusals.items()},
-        parts=runs[0].parts,
+        parts=runs[0].parts if len(runs) == 1 else {},
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dtme.adaptation import Linear, linear_layers
 from dtme.arguments import Call, with_own_caches
 from dtme.block_flops import BlockFlops, Counted, count_block
 from dtme.insert import runs_last
@@ -40,6 +41,34 @@ def count_parts(
         counted = _count(name, part, block, call, flops, adapt_layers)
         found[name] = replace(counted, last=runs_last(name.removeprefix(f"{outer}."), block))
     return found
+
+
+def late_part(block: nn.Module) -> str | None:
+    """The outermost module of a block that holds its last two linear layers or more, but not all of its matrices: the MLP.
+
+    Returns:
+        Its name in the block; `None` where there is no such module, as where the layers of the MLP are members of the block.
+
+    Example:
+        >>> late_part(nn.ModuleDict({"convolution": nn.Linear(4, 4), "attention": nn.MultiheadAttention(4, 2)}))
+        'attention'
+        >>> print(late_part(nn.TransformerEncoderLayer(4, 2)))
+        None
+    """
+    matrices = sum(weight.ndim > 1 for weight in block.parameters())
+    for name, part in block.named_modules():
+        own = sum(weight.ndim > 1 for weight in part.parameters())
+        takes_inserts = type(part).forward is not nn.Module.forward and not isinstance(part, nn.Sequential)
+        if name and takes_inserts and own < matrices and runs_last(name, block) and len(_linear_layers_of(part)) > 1:
+            return name
+    return None
+
+
+def _linear_layers_of(part: nn.Module) -> dict[str, Linear]:
+    try:
+        return linear_layers(part)
+    except ValueError:  # an attention that takes no updates
+        return {}
 
 
 def _count(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dtme import report_file
 from dtme._shapes import Float
-from dtme.budget import Step, staircase, within
-from dtme.cost import price
+from dtme.budget import staircase, within
 from dtme.flops import ModelFlops
 from dtme.parting import Inserts, share_of
 from dtme.plan import Plan
 from dtme.printed import printed
+from dtme.recommendation import recommendation
 from dtme.settled import highest_first
 
 if TYPE_CHECKING:
@@ -176,46 +176,40 @@ class ConflictReport:
             modulator=modulator,
         )
 
-    def recommended(self, *, max_cost: float = 1.5, rank: int | None = 8) -> Plan:
-        """Our own default, not the paper's: low-rank updates for every task in as many of the last blocks as a budget allows.
+    def recommended(self, *, max_cost: float | None = None, rank: int | None = 12) -> Plan:
+        """Our own default, not the paper's: low-rank updates for every task at the end of the trunk.
 
-        Or a copy of these blocks for every task but the first, which goes on through the blocks themselves: it gains more at
-        the same cost, for the parameters of the blocks. Either learns best at about three times the trunk's learning rate.
+        Or a copy for every task but the first, which goes on through the trunk itself: it gains more at the same cost, for
+        the parameters of what is copied. Either learns best at about three times the trunk's learning rate.
 
-        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. Where a block
-        has an MLP, `plan.starting_at("mlp")` lets them part later still, at nearly the same gain. Weights of the losses cost
-        nothing: tune them first, or begin with `even_weights()`. `docs/findings.md` holds the evidence.
+        Streams are what a plan costs, so they part late and carry what is strong: more rank adds next to no time. They part
+        in the MLP of the last block, where a block has one behind its attention, and at the block where it has none; a budget
+        takes them further forward. Weights of the losses cost nothing: tune them first, or begin with `even_weights()`.
+        `docs/findings.md` holds the evidence.
 
         Args:
-            max_cost: What inference of all tasks may cost, as a multiple of the plain model's.
+            max_cost: What inference of all tasks may cost, as a multiple of the plain model's: streams part as far forward
+                as that allows. `None` is the cheapest plan.
             rank: Of the updates; `None` for copies.
 
         Raises:
-            ValueError: The report holds no FLOPs, the blocks have no linear layers, or not even the last block fits the budget.
+            ValueError: The report holds no FLOPs, the blocks have no linear layers, or not even the cheapest plan fits the
+                budget.
 
         Example:
             >>> from dtme.block_flops import BlockFlops
             >>> rate = torch.full((3, 2, 2), 0.4) * (1 - torch.eye(2))
-            >>> flops = ModelFlops(10, {f"x.{place}": BlockFlops(100, updates=(1, 0)) for place in range(3)})
-            >>> report = ConflictReport(("a", "b"), ("x.0", "x.1", "x.2"), (8,) * 3, (3,) * 3, rate, rate, rate, rate, 9,
+            >>> names = ("x.0", "x.1", "x.2")
+            >>> mlp = BlockFlops(60, updates=(1, 0), last=True)
+            >>> flops = ModelFlops(10, {name: BlockFlops(100, updates=(2, 0), parts={f"{name}.mlp": mlp}) for name in names})
+            >>> report = ConflictReport(("a", "b"), names, (8,) * 3, (3,) * 3, rate, rate, rate, rate, 9,
             ...                         (("", "shared"), ("shared", "")), (0.0,) * 3, 100.0, 0.95, flops=flops)
-            >>> list(report.recommended(max_cost=1.5).adapt), list(report.recommended(max_cost=1.8).adapt)
-            (['x.2'], ['x.1', 'x.2'])
-            >>> report.recommended(max_cost=1.5, rank=None).copies
-            {'x.2': ('b',)}
+            >>> list(report.recommended().adapt), list(report.recommended(max_cost=1.8).adapt)
+            (['x.2.mlp'], ['x.1.mlp', 'x.2'])
+            >>> report.recommended(rank=None).copies
+            {'x.2.mlp': ('b',)}
         """
-        flops = self.flops
-        if isinstance(flops, str):
-            raise ValueError(
-                f"max_cost: the report holds no FLOPs of the model, without which no cost is known: {flops}"
-            )
-        lasts = [self.blocks[-count:] for count in range(1, len(self.blocks) + 1)]
-        if rank is None:
-            plans = [Plan(self.tasks, copies=dict.fromkeys(last, self.tasks[1:])) for last in lasts]
-        else:
-            plans = [Plan(self.tasks, adapt=dict.fromkeys(last, self.tasks), rank=rank) for last in lasts]
-        steps = [Step(price(plan, flops).ratio, float(place), plan) for place, plan in enumerate(plans)]
-        return within(steps, max_cost)
+        return recommendation(self, max_cost, rank)
 
     def even_weights(self) -> dict[str, float]:
         """Factors for the losses under which every task's gradient is equally large at the tokens.

@@ -8,6 +8,7 @@ from torch import nn
 import dtme
 from dtme.blocks import find_blocks
 from dtme.layout import width_of
+from dtme.part_flops import late_part
 
 
 def at_full_size(name: str, tasks: tuple[str, ...]) -> nn.Module:
@@ -43,3 +44,19 @@ def test_half_of_the_blocks_of_vit_tiny_take_the_share_of_parameters_that_the_pa
     chosen = dict.fromkeys(list(find_blocks(model))[6:], names)
     plan = dtme.Plan(names, modulate=chosen, expand=chosen)
     assert 0 <= 100 * plan.parameters(192) / own - percent < 0.02  # the paper's model has decoders on top of the trunk
+
+
+@pytest.mark.parametrize(("rank", "percent"), [(12, 0.85), (None, 16.36)])
+def test_the_recommended_places_take_their_share_of_vit_small(rank: int | None, percent: float):
+    names = ("a", "b", "c", "d")
+    model = at_full_size("vit_small_patch16_224", names)
+    block = list(find_blocks(model))[-1]
+    late = late_part(model.get_submodule(block))
+    own = sum(parameter.numel() for parameter in model.trunk.parameters())
+    place = f"{block}.{late}"
+    dtme.apply(
+        model,
+        dtme.Plan(names, adapt={place: names}, rank=rank) if rank else dtme.Plan(names, copies={place: names[1:]}),
+    )
+    added = sum(parameter.numel() for _, parameter in dtme.added_parameters(model))
+    assert 100 * added / own == pytest.approx(percent, abs=0.05)
