@@ -16,6 +16,7 @@ from dtme import backward as backward_module
 from dtme.backward import one_by_one
 from dtme.blocks import find_blocks
 from dtme.capture import capture
+from dtme.gradients import token_gradients
 from dtme.segments import in_segments
 from models import make_batches, task_losses, timm_multitask, tiny_vit, torch_encoder_multitask
 
@@ -181,22 +182,35 @@ def test_an_analysis_in_segments_is_that_of_whole_passes(monkeypatch: pytest.Mon
     torch.testing.assert_close(whole.gradient_size, segments.gradient_size)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_an_analysis_in_segments_under_checkpointing(every: int, monkeypatch: pytest.MonkeyPatch):
-    """Segments end inside what a checkpoint covers, which is then repeated for each of them."""
+@pytest.mark.parametrize(("every", "runs"), [(1, 12), (2, 12), (3, 12), (4, 12)])
+def test_an_analysis_under_checkpointing_repeats_each_block_once_per_task(
+    every: int, runs: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Segments end between what checkpoints repeat, not inside of it."""
     model = tiny_vit().double()
     batches = make_batches(model, (3, 2))
     monkeypatch.setattr(backward_module, "FEW", {})
     plain = dtme.analyze(model, task_losses, batches)
+    counted: list[nn.Module] = []
 
     class Checkpointed(nn.ModuleList):
         def __iter__(self) -> Any:
-            own = list(super().__iter__())
+            own = [self[place] for place in range(len(self))]
             for first in range(0, len(own), every):
                 run = nn.Sequential(*own[first : first + every])
                 yield lambda tokens, run=run: checkpoint(run, tokens, use_reentrant=False)
 
+    blocks = [model.blocks[place] for place in range(4)]
     model.blocks = Checkpointed(model.blocks)
     report = dtme.analyze(model, task_losses, batches, blocks=r"blocks\.\d+")
     assert torch.equal(report.range_rate, plain.range_rate)
     assert torch.equal(report.null_rate, plain.null_rate)
+    with capture(dict(zip(report.blocks, blocks, strict=True)), differentiable=True) as caught:
+        for block in blocks:
+            block.register_forward_pre_hook(lambda block, args: counted.append(block))
+        with caught.reading(batches[0]):
+            losses = task_losses(model, batches[0])
+        forward = len(counted)
+        found = dict(token_gradients(losses, caught, 0, backward_module.BackwardPasses()))
+    assert set(found) == set(report.blocks)
+    assert (forward, len(counted) - forward) == (4, runs)

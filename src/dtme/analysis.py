@@ -205,7 +205,7 @@ def _moments(
         for step in reading.steps("token space"):
 
             def look(step: Step = step) -> tuple[Seen | None, dict[Group, dict[str, Tensor]]]:
-                with count.first_pass():
+                with count.first_pass(caught.aside):
                     losses = reading.losses(step, caught, None)
                 if not losses or not reading.counts(step):
                     return None, {}

@@ -78,7 +78,9 @@ class BackwardPasses:
     seconds: dict[str, float] = field(default_factory=dict)
     _turn: int = 0
 
-    def __call__(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Iterator[Part]:
+    def __call__(
+        self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], may_end: Sequence[bool] | None = None
+    ) -> Iterator[Part]:
         """The gradients of losses, each by the inputs of its own stream: of some inputs at a time, as they are found."""
         first = inputs[0]
         shared = all(len(own) == len(first) and all(map(_is, own, first)) for own in inputs)
@@ -88,7 +90,7 @@ class BackwardPasses:
         elif few and all(loss.requires_grad for loss in losses):
             yield list(range(len(first))), self._faster(losses, inputs)
         else:
-            yield from in_segments(losses, first)
+            yield from in_segments(losses, first, may_end)
 
     def _faster(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
         first, way = inputs[0], self._way()

@@ -30,11 +30,13 @@ class Run:
         tokens: As the block consumes them; streams where they have parted.
         layout: Their layout.
         valid: False at padding, where any is known of.
+        frame: Of activation checkpointing, what is computed again together on the way back; `None` outside of it.
     """
 
     tokens: Tensor
     layout: Layout
     valid: Bool[Tensor, "samples tokens"] | None
+    frame: object | None = None
 
     def valid_samples(self, tokens: Tensor) -> Float[Tensor, "samples tokens p"]:
         """These tokens, or gradients by them, samples first and zero at padding."""
@@ -124,6 +126,15 @@ class Capture:
         finally:
             self._open = False
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Runs of the blocks beside the pass, which do not count."""
+        was, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = was
+
     def samples(self) -> int:
         """How many samples it held."""
         return next(iter(self.entries.values())).runs[0].samples()
@@ -142,7 +153,7 @@ class Capture:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:
             valid = fitting(self._mask, name, tokens, layout)
-        run = Run(tokens, layout, valid)
+        run = Run(tokens, layout, valid, _frame())
         entry = self.entries.setdefault(name, Entry([]))
         if entry.runs and entry.runs[0].samples() != run.samples():
             raise ValueError(
@@ -203,6 +214,12 @@ def _catch(
         args, kwargs = exchange((args, kwargs), given, tokens)
     caught.add(name, block, (args, kwargs), key, names)
     return args, kwargs
+
+
+def _frame() -> object | None:
+    """The frame of checkpointing that runs just now, told by what packs its activations."""
+    packing = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore[reportAttributeAccessIssue]
+    return packing[0] if packing and packing[0].__qualname__.startswith("_checkpoint_hook") else None
 
 
 def _differentiable(tokens: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dtme.arguments import Call
 from dtme.block_flops import BlockFlops, count_block
 from dtme.blocks import find_blocks, holders_of
 from dtme.insert import Insert
-from dtme.part_flops import count_parts, late_part
+from dtme.part_flops import count_parts, late_part, takes_streams_behind
 from dtme.products import Products, plain_products
 from dtme.trail import Trail
 
@@ -91,6 +91,7 @@ class FlopCount:
         self.branches = _dictionary_members(model, self.blocks) if branches is None else list(branches)
         self.adapt_layers = adapt_layers
         self._named, self._late = blocks, late
+        self._aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._runs: dict[str, list[BlockFlops]] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
@@ -103,9 +104,15 @@ class FlopCount:
         self._last = ""
         self._from_trunk = Trail()
 
-    def first_pass(self) -> AbstractContextManager[None]:
-        """Count the pass that runs in this context, unless one in which a block ran has been counted."""
-        return nullcontext() if self._runs or self._fault else self._pass()
+    def first_pass(
+        self, aside: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> AbstractContextManager[None]:
+        """Count the pass that runs in this context, unless one in which a block ran has been counted.
+
+        Args:
+            aside: What blocks run in beside the pass, for those who watch the pass as well.
+        """
+        return nullcontext() if self._runs or self._fault else self._pass(aside)
 
     def flops(self) -> ModelFlops:
         """What was counted.
@@ -118,7 +125,7 @@ class FlopCount:
         if not self._runs:
             raise ValueError(f"none of the blocks {', '.join(self.blocks)} ran, so there is nothing to count.")
         for name, runs in self._runs.items():
-            if runs[0].parts and len(runs) > 1 and not self._late:
+            if len(runs) > 1 and any(part in self._named for part in runs[0].parts):
                 raise ValueError(
                     f"block {name!r} runs {len(runs)} times, where inserts in parts of it have no one price."
                 )
@@ -136,8 +143,8 @@ class FlopCount:
             return str(why)
 
     @contextmanager
-    def _pass(self) -> Iterator[None]:
-        self._once, self._behind = 0, Counter()
+    def _pass(self, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        self._once, self._behind, self._aside = 0, Counter(), aside
         handles = []
         for module in self.model.modules():
             handles.append(module.register_forward_pre_hook(self._begin))
@@ -167,17 +174,20 @@ class FlopCount:
     def _enter_block(self, name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._block is not None or self._branch is not None:
             return
-        self._block = block
-        try:
-            found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
-            parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
-            if parts:
-                found = replace(found, parts=self._parts(name, parts, block, (args, kwargs)))
-            elif self._late:
-                found = replace(found, parts=self._late_part(name, block, (args, kwargs)))
-            self._runs.setdefault(name, []).append(found)
-        except Exception as why:  # told by `flops`: the pass itself goes on
-            self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
+        self._block, running = block, self._running
+        with self._aside():
+            try:
+                found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
+                parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
+                if parts:
+                    found = replace(found, parts=self._parts(name, parts, block, (args, kwargs)))
+                self._runs.setdefault(name, []).append(found)
+            except Exception as why:  # told by `flops`: the pass itself goes on
+                self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
+            else:
+                if self._late and not parts:
+                    self._runs[name][-1] = replace(found, parts=self._late_part(name, block, (args, kwargs)))
+        self._running = running  # modules that raised beside the pass have not told of their end
         self._counting.close()  # kernels that no mode may look at (flex attention) run as ever
 
     def _parts(self, name: str, parts: Mapping[str, nn.Module], block: nn.Module, call: Call) -> dict[str, BlockFlops]:
@@ -188,14 +198,18 @@ class FlopCount:
         return count_parts(name, parts, block, call, self._flops, self.adapt_layers)
 
     def _late_part(self, name: str, block: nn.Module, call: Call) -> dict[str, BlockFlops]:
-        """The part in which streams may part last; none where it cannot be counted, as nobody has asked for it."""
+        """The part in which streams may part last; none where it cannot be counted, as nobody has asked for it by name."""
         part = late_part(block)
         if part is None:
             return {}
+        place, module = f"{name}.{part}", block.get_submodule(part)
         try:
-            return self._parts(name, {f"{name}.{part}": block.get_submodule(part)}, block, call)
+            found = self._parts(name, {place: module}, block, call)
+            self._counting.close()  # under whose modes scripted functions are run in another way
+            comes_last = found[place].behind == 0 and takes_streams_behind(module, block, call)
         except Exception:
             return {}
+        return found if comes_last else {}
 
     def _leave_block(self, name: str, block: nn.Module, args: Any, output: Any) -> None:
         if self._block is block:

@@ -72,10 +72,10 @@ def token_gradients(
     if backward is None or len(of_block) > len(entries):
         parts: Iterable[Part] = [(list(range(len(of_block))), one_by_one(list(losses.values()), inputs))]
     else:
-        parts = backward(list(losses.values()), inputs)
+        parts = backward(list(losses.values()), inputs, _apart_when_repeated(caught))
     for places, found in parts:
         left = {task: dict(zip(places, own, strict=True)) for task, own in zip(losses, found, strict=True)}
-        del found  # so that what padding is taken out of does not lie beside the whole
+        found.clear()  # so that what padding is taken out of does not lie beside the whole
         for name in dict.fromkeys(of_block[place] for place in places):
             runs = [place for place in places if of_block[place] == name]
             gradients = {}
@@ -92,8 +92,15 @@ def token_gradients(
                         f"the gradient of task {task!r} by the tokens entering block {name!r} is not finite in batch {number}."
                     )
             yield name, gradients
+            del gradients  # while the next are made
     _check_reached(reached, caught)
     _check_runs_shared(reached, caught, number)
+
+
+def _apart_when_repeated(caught: Capture) -> list[bool]:
+    """Whether each block is computed again, if at all, apart from the one in front of it."""
+    frames = [entry.runs[0].frame for entry in caught.entries.values()]
+    return [own is None or own is not before for before, own in zip([None, *frames], frames, strict=False)]
 
 
 def _check_reached(reached: Mapping[str, list[bool]], caught: Capture) -> None:

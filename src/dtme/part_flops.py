@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtme.adaptation import Linear, linear_layers
-from dtme.arguments import Call, with_own_caches
+from dtme.arguments import Call, argument_names, take, tokens_key, with_own_caches
 from dtme.block_flops import BlockFlops, Counted, count_block
 from dtme.insert import runs_last
+from dtme.layout import layout_of
+from dtme.outputs import map_tensors, tensors_of
 from dtme.products import Products, plain_products
+from dtme.streams import Streams
+from dtme.streams import part as split
 from dtme.trail import Trail
 
 
@@ -62,6 +66,30 @@ def late_part(block: nn.Module) -> str | None:
         if name and takes_inserts and own < matrices and runs_last(name, block) and len(_linear_layers_of(part)) > 1:
             return name
     return None
+
+
+def takes_streams_behind(module: nn.Module, block: nn.Module, call: Call) -> bool:
+    """Whether a block takes streams for what they are behind a part of it: it is run with two copies of the part's output.
+
+    Raises:
+        Exception: Something in the block takes no streams, a sum in place say.
+    """
+
+    def two(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        tokens: Tensor = take(args, kwargs, tokens_key(args, kwargs, argument_names(part)))
+        batch = layout_of(part, tokens).batch
+
+        def parted(tensor: Tensor) -> Tensor:
+            if tensor.ndim <= batch or tensor.shape[batch] != tokens.shape[batch] or not tensor.is_floating_point():
+                return tensor
+            return split(torch.cat([tensor, tensor], batch).requires_grad_(), (("first",), ("second",)), batch)
+
+        return map_tensors(output, parted)
+
+    args, kwargs = with_own_caches(call)
+    with module.register_forward_hook(two, with_kwargs=True), torch.enable_grad():
+        output = block.forward(*args, **kwargs)
+    return any(isinstance(tensor, Streams) and hasattr(tensor, "_streams") for tensor in tensors_of(output))
 
 
 def _linear_layers_of(part: nn.Module) -> dict[str, Linear]:

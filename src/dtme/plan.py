@@ -158,6 +158,8 @@ class Plan:
                 "starts late is adaptation or copies alone. Plan those: report.recommended()."
             )
         first = self.blocks[0]
+        if first.endswith(f".{part}"):  # as those of report.recommended() do
+            return self
 
         def moved(placement: Placement) -> Placement:
             return {f"{block}.{part}" if block == first else block: tasks for block, tasks in placement.items()}

@@ -33,7 +33,8 @@ def recommendation(report: ConflictReport, max_cost: float | None, rank: int | N
         except ValueError as why:
             if steps:  # as far forward as updates can be made
                 break
-            raise ValueError(f"rank={rank}: {why} Take copies: recommended(rank=None).") from None
+            remedy = "" if rank is None else " Take copies: recommended(rank=None)."
+            raise ValueError(f"rank={rank}: {why}{remedy}") from None
         if max_cost is None:
             return plan
     assert max_cost is not None

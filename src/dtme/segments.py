@@ -21,10 +21,18 @@ Part = tuple[list[int], list[tuple[Tensor | None, ...]]]
 """Places of tensors, and per task the gradients by these; `None` where its loss does not depend on one."""
 
 
-def in_segments(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Part]:
+def in_segments(
+    losses: Sequence[Tensor], tensors: Sequence[Tensor], may_end: Sequence[bool] | None = None
+) -> Iterator[Part]:
     """The gradients of all losses by all tensors, segment by segment from the losses back.
 
     They are those of one backward pass per loss to all tensors, and cost no more: each segment is gone through once per loss.
+
+    Args:
+        losses: One per task.
+        tensors: What to differentiate by.
+        may_end: At which of them a segment may end; `None` for all. Where activations of several blocks are computed again
+            together, a segment that ends among them has all of them computed again.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -37,12 +45,12 @@ def in_segments(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator
         [0] [[8.0, 8.0], [24.0, 24.0]]
     """
     seeds: list[tuple[Tensor, Tensor | None] | None] = [(loss, None) if loss.requires_grad else None for loss in losses]
-    for places in _segments(losses, tensors):
+    for places in _segments(losses, tensors, [True] * len(tensors) if may_end is None else may_end):
         found = _gradients(seeds, [tensors[place] for place in places])
         end = tensors[places[-1]]
         seeds = [None if own[-1] is None else (end, own[-1]) for own in found]
         yield places, found
-        del found  # while the next are made
+        found.clear()  # while the next are made
 
 
 def _gradients(
@@ -59,7 +67,7 @@ def _gradients(
     return found
 
 
-def _segments(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[list[int]]:
+def _segments(losses: Sequence[Tensor], tensors: Sequence[Tensor], may_end: Sequence[bool]) -> list[list[int]]:
     """Places of the tensors of each segment, from the losses back; the last place of each, but of the last one, is its end.
 
     A tensor is an end if no edge of the graph, in an order in which every node comes before those that it leads to, leads
@@ -78,7 +86,7 @@ def _segments(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[list[
         if edge is None or at == len(order) or furthest[at] > at or entered[at] != {edge.output_nr}:
             continue
         # A hook of the tensor's would run twice: when its gradient is found, and when it is gone on from.
-        if not tensors[place]._backward_hooks:
+        if may_end[place] and not tensors[place]._backward_hooks:
             segments.append([])
     return segments if segments[-1] else segments[:-1]
 
