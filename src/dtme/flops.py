@@ -163,6 +163,7 @@ class FlopCount:
             for handle in handles:
                 handle.remove()
             self._block, self._branch, self._running = None, None, 0
+            self._aside = nullcontext  # which holds on to whoever watched the pass
             self._from_trunk.forget()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
