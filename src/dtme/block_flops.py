@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,25 @@ class BlockFlops:
         """The part in which streams may part last, if one has been counted."""
         return next((name for name, part in self.parts.items() if part.last), None)
 
+    def times(self, many: int, few: int) -> BlockFlops:
+        """What was counted on a few samples, of many; what is shared does not depend on them.
+
+        Example:
+            >>> BlockFlops(100, 7, updates=(4, 1)).times(6, 2)
+            BlockFlops(stream=300, shared=7, behind=0, task_tokens=None, updates=(12, 3), refusals={}, parts={}, last=False)
+        """
+
+        def all_of(pair: tuple[int, int] | None) -> tuple[int, int] | None:
+            return None if pair is None else (pair[0] * many // few, pair[1] * many // few)
+
+        return replace(
+            self,
+            stream=self.stream * many // few,
+            behind=self.behind * many // few,
+            task_tokens=all_of(self.task_tokens),
+            updates=all_of(self.updates),
+        )
+
     def run(self, streams: int, tokens: int = 0, rank: int = 0) -> int:
         """FLOPs of one run of the block on so many streams with so many task tokens each.
 
@@ -90,6 +109,28 @@ class BlockFlops:
         return found
 
 
+def first_samples(block: nn.Module, call: Call) -> tuple[Call, int, int]:
+    """A call of a block on its first samples, how many these are, and how many the call has.
+
+    Args:
+        block: Without insert.
+        call: The arguments it is called with.
+    """
+    names = argument_names(block)
+    key = tokens_key(*call, names)
+    tokens: Tensor = take(*call, key)
+    layout = layout_of(block, tokens)
+    rows = tokens.shape[layout.batch]
+    length = None if layout.token is None else tokens.shape[layout.token]
+    few = min(rows, _SAMPLES)
+
+    def first(held: Tensor, dim: int) -> Tensor:
+        return held.narrow(dim, 0, held.shape[dim] // rows * few)
+
+    own = first(tokens, layout.batch)
+    return change_rows(exchange(call, tokens, own), names, rows, length, first, own, layout.batch), few, rows
+
+
 def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_layers: str | None) -> BlockFlops:
     """Count a block that is about to run, by runs of its own on the first samples of its call.
 
@@ -106,15 +147,11 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
     layout = layout_of(block, tokens)
     rows = tokens.shape[layout.batch]
     length = None if layout.token is None else tokens.shape[layout.token]
-    few = min(rows, _SAMPLES)
 
     def changed(call: Call, samples: int, change: Callable[..., Tensor]) -> Call:
         whole: Tensor = take(*call, key)
         own = change(whole, dim=layout.batch)
         return change_rows(exchange(call, whole, own), names, samples, length, change, own, layout.batch)
-
-    def first(held: Tensor, dim: int) -> Tensor:
-        return held.narrow(dim, 0, held.shape[dim] // rows * few)
 
     def counted(call: Call) -> int:
         args, kwargs = with_own_caches(call)
@@ -125,7 +162,7 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
         with _inserted(name, block, plan) as insert:
             return counted(entered(insert, block, *call)) - alone
 
-    call = changed(call, rows, first)
+    call, few, rows = first_samples(block, call)
     alone = counted(call)
     both = counted(changed(call, few, partial(fold, groups=_TWO)))
     refusals: dict[str, str] = {}
@@ -144,13 +181,7 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
     except ValueError as why:
         refusals["adapt"] = str(why)
 
-    def of_all(count: int) -> int:
-        return count * rows // few
-
-    def pair(found: tuple[int, int] | None) -> tuple[int, int] | None:
-        return None if found is None else (of_all(found[0]), of_all(found[1]))
-
-    return BlockFlops(of_all(both - alone), 2 * alone - both, 0, pair(task_tokens), pair(updates), refusals)
+    return BlockFlops(both - alone, 2 * alone - both, 0, task_tokens, updates, refusals).times(rows, few)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from dtme.arguments import Call
-from dtme.block_flops import BlockFlops, count_block
+from dtme.block_flops import BlockFlops, count_block, first_samples
 from dtme.blocks import find_blocks, holders_of
 from dtme.insert import Insert
+from dtme.outputs import tensors_of
 from dtme.part_flops import count_parts, late_part, takes_streams_behind
 from dtme.products import Products, plain_products
 from dtme.trail import Trail
@@ -93,6 +94,7 @@ class FlopCount:
         self._named, self._late = blocks, late
         self._aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._runs: dict[str, list[BlockFlops]] = {}
+        self._late_parts: dict[Any, BlockFlops | None] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
         self._once = 0
@@ -203,14 +205,22 @@ class FlopCount:
         part = late_part(block)
         if part is None:
             return {}
-        place, module = f"{name}.{part}", block.get_submodule(part)
+        shapes = tuple((own, parameter.shape) for own, parameter in block.named_parameters())
+        like = (type(block), part, shapes, tuple(tensor.shape for tensor in tensors_of(call)))
+        if like not in self._late_parts:  # blocks that are alike have parts that are
+            self._late_parts[like] = self._counted_late(f"{name}.{part}", block.get_submodule(part), name, block, call)
+        found = self._late_parts[like]
+        return {} if found is None else {f"{name}.{part}": found}
+
+    def _counted_late(self, place: str, part: nn.Module, name: str, block: nn.Module, call: Call) -> BlockFlops | None:
         try:
-            found = self._parts(name, {place: module}, block, call)
+            call, few, samples = first_samples(block, call)
+            found = self._parts(name, {place: part}, block, call)[place]
             self._counting.close()  # under whose modes scripted functions are run in another way
-            comes_last = found[place].behind == 0 and takes_streams_behind(module, block, call)
+            comes_last = found.behind == 0 and takes_streams_behind(part, block, call)
         except Exception:
-            return {}
-        return found if comes_last else {}
+            return None
+        return found.times(samples, few) if comes_last else None
 
     def _leave_block(self, name: str, block: nn.Module, args: Any, output: Any) -> None:
         if self._block is block:
