@@ -132,9 +132,6 @@ WIDE = (
 )
 """Rows of a trunk of 64 channels."""
 
-IN_THREE_SEEDS = ("variance-ratio", "analysis", "cosines")
-"""Ablations that have three seeds so far; all others have five."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -230,8 +227,7 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             if "weights" in ablation.name:
                 continue  # made by others of these commands
             kept = {f"ablation-{ablation.name}.jsonl": f"results/ablations/{suite}-{ablation.name}.jsonl"}
-            seeds = three if ablation.name in IN_THREE_SEEDS else five
-            yield of("ablations", ("ablate", ablation.name, suite, *seeds), plateau, kept)
+            yield of("ablations", ("ablate", ablation.name, suite, *five), plateau, kept)
 
 
 def keep(work: Work) -> None:
