@@ -116,19 +116,26 @@ def first_samples(block: nn.Module, call: Call) -> tuple[Call, int, int]:
         block: Without insert.
         call: The arguments it is called with.
     """
-    names = argument_names(block)
-    key = tokens_key(*call, names)
-    tokens: Tensor = take(*call, key)
-    layout = layout_of(block, tokens)
-    rows = tokens.shape[layout.batch]
-    length = None if layout.token is None else tokens.shape[layout.token]
+    tokens: Tensor = take(*call, tokens_key(*call, argument_names(block)))
+    rows = tokens.shape[layout_of(block, tokens).batch]
     few = min(rows, _SAMPLES)
 
     def first(held: Tensor, dim: int) -> Tensor:
         return held.narrow(dim, 0, held.shape[dim] // rows * few)
 
-    own = first(tokens, layout.batch)
-    return change_rows(exchange(call, tokens, own), names, rows, length, first, own, layout.batch), few, rows
+    return _changed(block, call, first), few, rows
+
+
+def _changed(block: nn.Module, call: Call, change: Callable[..., Tensor]) -> Call:
+    """A call with its tokens, and what else it holds per sample, changed along the samples."""
+    names = argument_names(block)
+    key = tokens_key(*call, names)
+    tokens: Tensor = take(*call, key)
+    layout = layout_of(block, tokens)
+    length = None if layout.token is None else tokens.shape[layout.token]
+    own = change(tokens, dim=layout.batch)
+    samples = tokens.shape[layout.batch]
+    return change_rows(exchange(call, tokens, own), names, samples, length, change, own, layout.batch)
 
 
 def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_layers: str | None) -> BlockFlops:
@@ -141,17 +148,6 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
         flops: Counts a run.
         adapt_layers: Which linear layers get low-rank updates, as in `Plan`.
     """
-    names = argument_names(block)
-    key = tokens_key(*call, names)
-    tokens: Tensor = take(*call, key)
-    layout = layout_of(block, tokens)
-    rows = tokens.shape[layout.batch]
-    length = None if layout.token is None else tokens.shape[layout.token]
-
-    def changed(call: Call, samples: int, change: Callable[..., Tensor]) -> Call:
-        whole: Tensor = take(*call, key)
-        own = change(whole, dim=layout.batch)
-        return change_rows(exchange(call, whole, own), names, samples, length, change, own, layout.batch)
 
     def counted(call: Call) -> int:
         args, kwargs = with_own_caches(call)
@@ -164,7 +160,7 @@ def count_block(name: str, block: nn.Module, call: Call, flops: Counted, adapt_l
 
     call, few, rows = first_samples(block, call)
     alone = counted(call)
-    both = counted(changed(call, few, partial(fold, groups=_TWO)))
+    both = counted(_changed(block, call, partial(fold, groups=_TWO)))
     refusals: dict[str, str] = {}
     here = {name: _TASK}
     task_tokens = updates = None

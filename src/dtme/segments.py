@@ -62,7 +62,7 @@ def _gradients(
         if seed is None:
             found.append((None,) * len(wanted))
             continue
-        last = place + 1 == len(seeds)
+        last = all(later is None for later in seeds[place + 1 :])
         found.append(torch.autograd.grad(seed[0], wanted, seed[1], retain_graph=not last, allow_unused=True))
     return found
 
