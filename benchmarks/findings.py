@@ -194,9 +194,9 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
             {"results.jsonl": f"results/{suite}-balancing.jsonl"},
         )
         if suite == "scenes":  # where five seeds did not settle it
-            recommended = "Adapt r8 last block, tuned weights"
+            updates = "Adapt r8 last block, tuned weights"
             ten = ("--seeds", *map(str, range(10)))
-            rows = ("MT, tuned weights", recommended, f"MT as long as {recommended}")
+            rows = ("MT, tuned weights", updates, f"MT as long as {updates}")
             yield of(
                 "bench",
                 ("bench", suite, "--regime", "plateau", *ten, "--methods", *rows),
