@@ -62,8 +62,10 @@ def rows() -> Iterator[Row]:
         for rival, ratio in passes.rivals(usual, run, turns=5).items():
             yield Row("rivals", f"{name}: {rival} / the plan", ratio, at_least=0)
     yield Row("memory", "peak of analyze / of a training step", once(memory.of_analysis(usual)), at_most=1.0)
-    many = once(memory.of_analysis(memory.with_tasks(usual, 11)))
-    yield Row("memory", "peak of analyze / of a training step, 11 tasks", many, at_most=1.0)
+    eleven = memory.with_tasks(usual, 11)
+    yield Row("memory", "peak of analyze / of a training step, 11 tasks", once(memory.of_analysis(eleven)), at_most=1.0)
+    several = once(memory.of_analysis(eleven, memory.reading_four_blocks(eleven)))
+    yield Row("memory", "peak of analyze / of a training step, 11 tasks, heads read four blocks", several, at_most=1.0)
     limits = {"from the first block": 4.0, "from half way": 2.5}
     for where, peak in memory.of_streams(usual).items():
         yield Row("memory", f"step, 4 streams {where} / plain", once(peak), at_most=limits[where])

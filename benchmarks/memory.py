@@ -23,7 +23,7 @@ FOUR = (2, 5, 8, 11)
 
 
 class ReadingFourBlocks(Multitask):
-    """Heads of two layers on the tokens of four blocks side by side, so that there are ways around most blocks."""
+    """Heads of two layers on the tokens of four blocks side by side, and so gradients that come to blocks from several sides."""
 
     def __init__(self, size: Size) -> None:
         super().__init__(size.trunk, size.pixels, size.tasks)
@@ -45,6 +45,12 @@ class ReadingFourBlocks(Multitask):
 def with_tasks(size: Size, count: int) -> Size:
     """The same with as many tasks."""
     return replace(size, tasks=tuple(f"task-{place}" for place in range(count)))
+
+
+def reading_four_blocks(size: Size) -> ReadingFourBlocks:
+    """A model of some size whose heads read four blocks."""
+    torch.manual_seed(0)
+    return ReadingFourBlocks(size).eval().to(DEVICE)
 
 
 def of_analysis(size: Size, model: nn.Module | None = None) -> float:
@@ -72,9 +78,8 @@ def main() -> None:
     print("| tasks K | images a batch | heads read the last block | heads read four blocks |\n" + "| ---: " * 4 + "|")
     for tasks, samples in TASKS_AND_SAMPLES:
         size = with_tasks(Size(samples=samples), tasks)
-        torch.manual_seed(0)
-        several = ReadingFourBlocks(size).eval().to(DEVICE)
-        print(f"| {tasks} | {samples} | {of_analysis(size):.2f} | {of_analysis(size, several):.2f} |", flush=True)
+        several = of_analysis(size, reading_four_blocks(size))
+        print(f"| {tasks} | {samples} | {of_analysis(size):.2f} | {several:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,47 +13,142 @@ from torch.utils.checkpoint import checkpoint
 
 import dtme
 from dtme import backward as backward_module
-from dtme.backward import one_by_one
+from dtme import cuts as cuts_module
+from dtme.backward import BackwardPasses, one_by_one
 from dtme.blocks import find_blocks
-from dtme.capture import capture
+from dtme.capture import Capture, capture
+from dtme.cuts import Cut, cut
 from dtme.gradients import token_gradients
 from dtme.segments import in_segments
-from models import make_batches, task_losses, timm_multitask, tiny_vit, torch_encoder_multitask
+from models import TinyViT, make_batches, task_losses, timm_multitask, tiny_vit, torch_encoder_multitask
 
 
-def gathered(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[list[list[Tensor | None]], list[list[int]]]:
-    """Per loss the gradients by all tensors, and which came together."""
-    every: list[list[Tensor | None]] = [[None] * len(tensors) for _ in losses]
-    together = []
-    for places, found in in_segments(losses, tensors):
-        together.append(places)
-        for mine, own in zip(every, found, strict=True):
-            for place, gradient in zip(places, own, strict=True):
-                mine[place] = gradient
-    assert sorted(place for places in together for place in places) == list(range(len(tensors)))
-    return every, together
+@pytest.fixture(autouse=True)
+def _everything_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuts_module, "FEW", {})
+    monkeypatch.setattr(backward_module, "FEW", {})
+
+
+TASKS = ("depth", "semseg", "scene")
+
+
+def gathered(
+    model: nn.Module, batch: Any, *, cut_behind: bool, blocks: Any = None
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """By block the gradients of all tasks, and which blocks were found together."""
+    found, together = {}, []
+    model = model.eval().requires_grad_(False)
+    with capture(find_blocks(model, blocks), differentiable=True, cut_behind=cut_behind) as caught:
+        with caught.reading(batch):
+            losses = task_losses(model, batch)
+        left = len(caught.cuts)
+        assert bool(left) == cut_behind
+        for name, gradients in token_gradients(losses, caught, 0, BackwardPasses()):
+            if not together or len(caught.cuts) < left:
+                together.append([])
+            left = len(caught.cuts)
+            together[-1].append(name)
+            found[name] = gradients
+    return found, together
+
+
+def assert_alike(model: nn.Module, blocks: Any = None, *, exactly: bool = False) -> list[list[str]]:
+    """The gradients through a graph with cuts are those through one without; tells which were found together."""
+    (batch,) = make_batches(model, (3,))
+    whole, at_once = gathered(model, batch, cut_behind=False, blocks=blocks)
+    found, together = gathered(model, batch, cut_behind=True, blocks=blocks)
+    assert at_once == [list(whole)]
+    assert found.keys() == whole.keys()
+    for name, gradients in found.items():
+        for task, gradient in gradients.items():
+            if exactly:
+                assert torch.equal(gradient, whole[name][task]), (name, task)
+            torch.testing.assert_close(gradient, whole[name][task], rtol=1e-9, atol=1e-12)
+    return together
 
 
 @pytest.mark.parametrize("make", [tiny_vit, timm_multitask, lambda: torch_encoder_multitask(True)])
 def test_a_plain_trunk_is_gone_through_block_by_block(make: Any):
-    model = make().double().eval().requires_grad_(False)
-    (batch,) = make_batches(model, (3,))
-    found = []
-    for way in ("whole", "segments"):
-        with capture(find_blocks(model), differentiable=True) as caught:
-            losses = list(task_losses(model, batch).values())
-            tensors = [entry.tokens for entry in caught.entries.values()]
-            if way == "whole":
-                found.append(one_by_one(losses, [tensors] * len(losses)))
-            else:
-                every, together = gathered(losses, tensors)
-                found.append(every)
-    assert together == [[place] for place in reversed(range(len(tensors)))]
-    for own, expected in zip(found[1], found[0], strict=True):
-        for gradient, wanted in zip(own, expected, strict=True):
-            assert gradient is not None
-            assert wanted is not None
-            assert torch.equal(gradient, wanted)
+    model = make().double()
+    together = assert_alike(model, exactly=True)
+    assert together == [[name] for name in reversed(find_blocks(model))]
+
+
+class Trunk(TinyViT):
+    """Blocks in a way of its own from the first tokens to what heads read."""
+
+    def __init__(self, way: Callable[[nn.ModuleList, Tensor], Tensor]) -> None:
+        super().__init__(TASKS)
+        self.way = way
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        tokens = self.way(self.blocks, self.embed(image))
+        return {task: head(self.norm(tokens), len(image)) for task, head in self.heads.items()}
+
+
+def taps(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Heads read all blocks."""
+    read = torch.zeros_like(tokens)
+    for number, block in enumerate(blocks):
+        tokens = block(tokens)
+        read = read + (number + 1) * tokens.sin()
+    return read
+
+
+def keys_of_the_first(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """What is made inside the first block is read again behind later ones."""
+    kept: list[Tensor] = []
+    own: Any = blocks[0]
+    handle = own.attention.register_forward_hook(lambda module, args, output: kept.append(output.cos()))
+    for block in blocks:
+        tokens = block(tokens) + kept[0]
+    handle.remove()
+    return tokens
+
+
+def side_by_side(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Two blocks read the same tokens."""
+    tokens = blocks[3](tokens)
+    return blocks[2](blocks[0](tokens) + blocks[1](tokens)) + tokens
+
+
+def recurrent(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Blocks run twice."""
+    for block in (*blocks, *blocks):
+        tokens = block(tokens)
+    return tokens
+
+
+def written_in_place(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """What a block gives is written in place, as its view is."""
+    for block in blocks:
+        tokens = block(tokens)
+        tokens += 1.0
+        tokens.flatten(1).mul_(0.9)
+    return tokens
+
+
+def skipped(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Ways around two blocks at a time, as in a U-Net."""
+    first = blocks[0](tokens)
+    second = blocks[1](first)
+    return blocks[3](blocks[2](second) + first.tanh()) + tokens
+
+
+@pytest.mark.parametrize(
+    ("way", "together"),
+    [
+        (taps, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (keys_of_the_first, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (side_by_side, [["blocks.2"], ["blocks.0", "blocks.1"], ["blocks.3"]]),
+        (recurrent, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (written_in_place, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (skipped, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+    ],
+)
+def test_any_way_through_the_blocks(way: Any, together: list[list[str]]):
+    torch.manual_seed(0)
+    assert assert_alike(Trunk(way).double()) == together
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -61,9 +156,11 @@ def test_any_graph_gives_the_gradients_of_whole_passes(seed: int):
     """Graphs drawn at random: chains with ways around, nodes of two outputs, tensors without a gradient, losses from anywhere."""
     draw = random.Random(seed)
 
-    def build() -> tuple[list[Tensor], list[Tensor]]:
+    def build(*, cutting: bool) -> tuple[list[Tensor], list[Tensor], list[int], list[Cut]]:
         draw.seed(seed)
+        cuts: list[Cut] = []
         made = [torch.arange(1.0, 5.0, dtype=torch.float64).requires_grad_()]
+        behind = [0]
         for _ in range(draw.randint(3, 12)):
             one = made[-1] if draw.random() < 0.7 else draw.choice(made)
             kind = draw.randrange(5)
@@ -78,103 +175,119 @@ def test_any_graph_gives_the_gradients_of_whole_passes(seed: int):
                 new = [smallest + order]
             else:
                 new = [part.repeat(2) for part in one.chunk(2)]
+            if draw.random() < 0.5 and cutting:
+                new = cut(new, cuts)
             made += new
+            behind += [len(cuts)] * len(new)
         made.append(made[-1].detach() if draw.random() < 0.2 else made[-1].cos())
+        behind.append(len(cuts))
         losses = [(made[-1] * (place + 1)).square().sum() for place in range(2)]
         if draw.random() < 0.4:
             losses.append(draw.choice(made).square().sum())
-        return losses, draw.sample(made, draw.randint(1, len(made)))
+        chosen = [
+            place for place in draw.sample(range(len(made)), draw.randint(1, len(made))) if made[place].requires_grad
+        ]
+        return losses, [made[place] for place in chosen], [behind[place] for place in chosen], cuts
 
-    losses, tensors = build()
-    tensors = [tensor for tensor in tensors if tensor.requires_grad]
+    losses, tensors, _, _ = build(cutting=False)
     if not tensors:
         pytest.skip("nothing to differentiate by was drawn")
-    expected = one_by_one(losses, [tensors] * len(losses))
-    losses, tensors = build()
-    tensors = [tensor for tensor in tensors if tensor.requires_grad]
-    every, _ = gathered(losses, tensors)
+    expected = one_by_one(losses, tensors)
+    losses, tensors, behind, cuts = build(cutting=True)
+    every: list[list[Tensor | None]] = [[None] * len(tensors) for _ in losses]
+    seen = []
+    for places, found in in_segments(losses, tensors, behind, cuts):
+        seen += places
+        for mine, own in zip(every, found, strict=True):
+            for place, gradient in zip(places, own, strict=True):
+                mine[place] = gradient
+    assert sorted(seen) == list(range(len(tensors)))
     for own, wanted in zip(every, expected, strict=True):
         for gradient, other in zip(own, wanted, strict=True):
             zero = torch.zeros(4, dtype=torch.float64)
             torch.testing.assert_close(zero if gradient is None else gradient, zero if other is None else other)
 
 
-def chain(length: int = 4) -> list[Tensor]:
+def chain(length: int = 4) -> tuple[list[Tensor], list[Cut]]:
+    cuts: list[Cut] = []
     made = [torch.ones(3, requires_grad=True)]
     for _ in range(length - 1):
-        made.append(2 * made[-1] + made[-1].sin())
-    return made
-
-
-def test_no_end_where_a_head_reads_a_block_in_front():
-    made = chain()
-    losses = [made[-1].sum() + made[1].square().sum(), made[-1].square().sum()]
-    _, together = gathered(losses, made)
-    assert together == [[3, 2, 1], [0]]
-
-
-def test_no_end_where_a_loss_begins_in_front():
-    made = chain()
-    losses = [made[-1].sum(), made[1].sum()]
-    _, together = gathered(losses, made)
-    assert together == [[3, 2, 1], [0]]
-
-
-def test_no_end_at_one_of_two_outputs():
-    made = chain(2)
-    first, second = made[-1].repeat(2).chunk(2)
-    _, together = gathered([(first * second).sum(), first.sum()], [*made, first])
-    assert together == [[2, 1], [0]]
-
-
-def test_a_hook_runs_once_for_each_loss():
-    calls = []
-
-    def turned(gradient: Tensor) -> Tensor:
-        calls.append(gradient)
-        return -gradient
-
-    found = []
-    for way in ("whole", "segments"):
-        made = chain()
-        made[2].register_hook(turned)
-        losses = [made[-1].sum(), 2 * made[-1].sum()]
-        if way == "whole":
-            found.append(one_by_one(losses, [made] * 2))
-            continue
-        every, together = gathered(losses, made)
-        found.append(every)
-        assert together == [[3], [2, 1], [0]]
-    assert len(calls) == 2 * 2
-    for own, expected in zip(*found, strict=True):
-        for gradient, wanted in zip(own, expected, strict=True):
-            assert gradient is not None
-            assert wanted is not None
-            assert torch.equal(gradient, wanted)
+        made.append(cut(2 * made[-1] + made[-1].sin(), cuts))
+    return made, cuts
 
 
 def test_a_loss_that_reaches_nothing_has_no_gradients():
-    made = chain()
-    every, together = gathered([torch.zeros(()), made[-1].sum(), torch.ones(2, requires_grad=True).sum()], made)
-    assert [[gradient is None for gradient in own] for own in every] == [[True] * 4, [False] * 4, [True] * 4]
-    assert len(together) == 4
+    made, cuts = chain()
+    losses = [torch.zeros(()), made[-1].sum(), torch.ones(2, requires_grad=True).sum()]
+    every = [found for _, found in in_segments(losses, made, range(4), cuts)]
+    assert len(every) == 4
+    for found in every:
+        assert [own[0] is None for own in found] == [True, False, True]
 
 
 def test_the_graph_is_let_go_segment_by_segment():
-    made = chain()
-    for places, _ in in_segments([made[-1].sum(), 2 * made[-1].sum()], made):
-        if places == [2]:
-            break
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(made[3], made[2], torch.ones(3))
-    assert torch.autograd.grad(made[2], made[1], torch.ones(3))
+    made, cuts = chain()
+    ends = [own.end.grad_fn for own in cuts]
+    gone: list[str] = []
+    for number, end in enumerate(ends):
+        assert end is not None
+        end.metadata["gone"] = Last(gone, str(number))
+    del ends, end
+    losses = [made[-1].sum(), 2 * made[-1].sum()]
+    before = []
+    for places, _ in in_segments(losses, made, range(4), cuts):
+        before.append((places, list(gone)))
+    assert before == [([3], []), ([2], ["2"]), ([1], ["2", "1"]), ([0], ["2", "1", "0"])]
+
+
+class Last:
+    """Says when it goes."""
+
+    def __init__(self, gone: list[str], name: str) -> None:
+        self.gone, self.name = gone, name
+
+    def __del__(self) -> None:
+        self.gone.append(self.name)
+
+
+def test_what_is_few_is_left_whole(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuts_module, "FEW", {"cpu": 3})
+    x = torch.ones(3, requires_grad=True)
+    cuts: list[Cut] = []
+    y, z = cut((2 * x, torch.ones(4)), cuts)
+    assert not cuts
+    y, z = cut((torch.cat([x, x]), x.detach().repeat(2)), cuts)
+    assert [own.beginning.shape for own in cuts] == [(6,)]
+    assert not z.requires_grad
+    assert y.grad_fn is not None
+
+
+def test_what_is_given_twice_is_cut_once():
+    x = torch.ones(3, requires_grad=True)
+    cuts: list[Cut] = []
+    made = 2 * x
+    found = cut({"tokens": made, "all": (made, None, "name")}, cuts)
+    assert len(cuts) == 1
+    assert found["tokens"] is found["all"][0]
+    assert found["all"][1:] == (None, "name")
+
+
+def test_a_block_with_hooks_on_its_way_back_is_left_whole():
+    model = tiny_vit().double()
+    seen = []
+    model.blocks[1].register_full_backward_hook(lambda block, coming, given: seen.append((coming[0], given[0])))
+    assert assert_alike(model) == [["blocks.3"], ["blocks.1", "blocks.2"], ["blocks.0"]]
+    assert len(seen) == 2 * len(TASKS)
+    for whole, cut_open in zip(seen[: len(TASKS)], seen[len(TASKS) :], strict=True):
+        for one, other in zip(whole, cut_open, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_an_analysis_in_segments_is_that_of_whole_passes(monkeypatch: pytest.MonkeyPatch):
     model: nn.Module = tiny_vit().double()
     batches, reports = make_batches(model, (3, 2)), []
     for few in (2**30, 0):
-        monkeypatch.setattr(backward_module, "FEW", {"cpu": few})
+        monkeypatch.setattr(cuts_module, "FEW", {"cpu": few})
         reports.append(dtme.analyze(model, task_losses, batches))
     whole, segments = reports
     assert torch.equal(whole.range_rate, segments.range_rate)
@@ -182,14 +295,11 @@ def test_an_analysis_in_segments_is_that_of_whole_passes(monkeypatch: pytest.Mon
     torch.testing.assert_close(whole.gradient_size, segments.gradient_size)
 
 
-@pytest.mark.parametrize(("every", "runs"), [(1, 12), (2, 12), (3, 12), (4, 12)])
-def test_an_analysis_under_checkpointing_repeats_each_block_once_per_task(
-    every: int, runs: int, monkeypatch: pytest.MonkeyPatch
-):
-    """Segments end between what checkpoints repeat, not inside of it."""
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_an_analysis_under_checkpointing_repeats_each_block_once_per_task(every: int):
+    """From the second batch on, when it is known what checkpoints repeat together, cuts lie between that, not inside of it."""
     model = tiny_vit().double()
     batches = make_batches(model, (3, 2))
-    monkeypatch.setattr(backward_module, "FEW", {})
     plain = dtme.analyze(model, task_losses, batches)
     counted: list[nn.Module] = []
 
@@ -205,12 +315,20 @@ def test_an_analysis_under_checkpointing_repeats_each_block_once_per_task(
     report = dtme.analyze(model, task_losses, batches, blocks=r"blocks\.\d+")
     assert torch.equal(report.range_rate, plain.range_rate)
     assert torch.equal(report.null_rate, plain.null_rate)
-    with capture(dict(zip(report.blocks, blocks, strict=True)), differentiable=True) as caught:
+    with capture(dict(zip(report.blocks, blocks, strict=True)), differentiable=True, cut_behind=True) as caught:
         for block in blocks:
             block.register_forward_pre_hook(lambda block, args: counted.append(block))
-        with caught.reading(batches[0]):
-            losses = task_losses(model, batches[0])
-        forward = len(counted)
-        found = dict(token_gradients(losses, caught, 0, backward_module.BackwardPasses()))
-    assert set(found) == set(report.blocks)
-    assert (forward, len(counted) - forward) == (4, runs)
+        runs = [_runs(model, batch, caught, counted) for batch in batches]
+    assert runs[1] == (4, 4 * len(TASKS))
+    assert runs[0] == (4, 4 * len(TASKS) * (every if every < 4 else 4) if every != 3 else 10 * len(TASKS))
+
+
+def _runs(model: nn.Module, batch: Any, caught: Capture, counted: Sequence[nn.Module]) -> tuple[int, int]:
+    """How often blocks run, forwards and then again on the way back."""
+    before = len(counted)
+    with caught.reading(batch):
+        losses = task_losses(model, batch)
+    forward = len(counted)
+    found = dict(token_gradients(losses, caught, 0, BackwardPasses()))
+    assert set(found) == set(caught.entries)
+    return forward - before, len(counted) - forward

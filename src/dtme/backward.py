@@ -15,6 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from dtme.cuts import FEW, Cut
 from dtme.segments import Part, in_segments
 
 Found = list[tuple[Tensor | None, ...]]
@@ -23,22 +24,10 @@ Found = list[tuple[Tensor | None, ...]]
 MARGIN = 0.9
 """A batched pass has to be faster by more than what timing is worth."""
 
-FEW = {"cpu": 2**14, "cuda": 2**20}
-"""Numbers in the tokens of a block, up to which a batched pass is tried: ViT-Ti on one image of 224 pixels lies above the first.
 
-Beyond, its gradients of all tasks at once would let an analysis need more memory than a training step.
-"""
-
-
-def one_by_one(losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
-    """A backward pass per loss, to the inputs of its own stream; the last one lets go of the graph."""
-    found: Found = []
-    for place, (loss, own) in enumerate(zip(losses, inputs, strict=True)):
-        if loss.requires_grad:
-            last = place + 1 == len(losses)
-            found.append(torch.autograd.grad(loss, own, retain_graph=not last, allow_unused=True))
-        else:
-            found.append((None,) * len(own))
+def one_by_one(losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> Found:
+    """A backward pass per loss; the last one lets go of the graph."""
+    ((_, found),) = in_segments(list(losses), inputs)
     return found
 
 
@@ -79,26 +68,36 @@ class BackwardPasses:
     _turn: int = 0
 
     def __call__(
-        self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], may_end: Sequence[bool] | None = None
+        self,
+        losses: list[Tensor],
+        tensors: Sequence[Tensor],
+        behind: Sequence[int],
+        cuts: list[Cut],
+        *,
+        shared: bool = True,
     ) -> Iterator[Part]:
-        """The gradients of losses, each by the inputs of its own stream: of some inputs at a time, as they are found."""
-        first = inputs[0]
-        shared = all(len(own) == len(first) and all(map(_is, own, first)) for own in inputs)
-        few = all(tensor.numel() <= FEW.get(tensor.device.type, 0) for tensor in first)
-        if not (self.alone and shared):
-            yield list(range(len(first))), one_by_one(losses, inputs)
-        elif few and all(loss.requires_grad for loss in losses):
-            yield list(range(len(first))), self._faster(losses, inputs)
-        else:
-            yield from in_segments(losses, first, may_end)
+        """The gradients of losses: those by some tensors at a time, as they are found.
 
-    def _faster(self, losses: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> Found:
-        first, way = inputs[0], self._way()
+        Args:
+            losses: One per task; emptied.
+            tensors: What to differentiate by.
+            behind: How many of the cuts were made before each of them.
+            cuts: Where the graph has been cut; emptied.
+            shared: Whether all tasks read the same tensors, none a stream of its own.
+        """
+        few = not cuts and all(tensor.numel() <= FEW.get(tensor.device.type, 0) for tensor in tensors)
+        if self.alone and shared and few and all(loss.requires_grad for loss in losses):
+            yield list(range(len(tensors))), self._faster(losses, tensors)
+        else:
+            yield from in_segments(losses, tensors, behind, cuts)
+
+    def _faster(self, losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> Found:
+        way = self._way()
         if way == "one by one":
-            return self._timed(way, lambda: one_by_one(losses, inputs), first)
+            return self._timed(way, lambda: one_by_one(losses, inputs), inputs)
         try:
             # The graph is kept while nothing is known of the model: where it cannot be batched, it is gone through again.
-            return self._timed(way, lambda: batched(losses, first, keep=way not in self.seconds), first)
+            return self._timed(way, lambda: batched(losses, inputs, keep=way not in self.seconds), inputs)
         except Exception:
             self.seconds[way] = float("inf")
             return one_by_one(losses, inputs)
@@ -126,7 +125,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
-
-
-def _is(one: Tensor, other: Tensor) -> bool:
-    return one is other

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
 from dtme.arguments import Call, argument_names, exchange, take, tokens_key
+from dtme.cuts import Cut, cut
 from dtme.layout import Layout, layout_of
 from dtme.padding import checked_mask, fitting, valid_tokens
 from dtme.sample_axis import check_samples, check_square, leading_shape
@@ -30,13 +31,13 @@ class Run:
         tokens: As the block consumes them; streams where they have parted.
         layout: Their layout.
         valid: False at padding, where any is known of.
-        frame: Of activation checkpointing, what is computed again together on the way back; `None` outside of it.
+        behind: How many cuts of the graph had been made when they entered.
     """
 
     tokens: Tensor
     layout: Layout
     valid: Bool[Tensor, "samples tokens"] | None
-    frame: object | None = None
+    behind: int = 0
 
     def valid_samples(self, tokens: Tensor) -> Float[Tensor, "samples tokens p"]:
         """These tokens, or gradients by them, samples first and zero at padding."""
@@ -101,18 +102,29 @@ class Entry:
 
 @dataclass
 class Capture:
-    """What entered the blocks in the last forward pass, in the order in which they first ran."""
+    """What entered the blocks in the last forward pass, in the order in which they first ran.
+
+    Attributes:
+        token_mask: Tells which tokens of a batch are real.
+        entries: By block, what entered it.
+        cuts: Where the graph of the pass has been cut, in order.
+    """
 
     token_mask: TokenMask | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
     _mask: Tensor | None = None
     _given: tuple[int, ...] | None = None
     _open: bool = True
     _tried: set[str] = field(default_factory=set)
+    _last: tuple[str, object | None] = ("", None)
+    _amid: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.entries.clear()
+        self.cuts.clear()
+        self._last = ("", None)
 
     @contextmanager
     def reading(self, batch: Any) -> Iterator[None]:
@@ -153,7 +165,8 @@ class Capture:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:
             valid = fitting(self._mask, name, tokens, layout)
-        run = Run(tokens, layout, valid, _frame())
+        self._note_frame(name)
+        run = Run(tokens, layout, valid, len(self.cuts))
         entry = self.entries.setdefault(name, Entry([]))
         if entry.runs and entry.runs[0].samples() != run.samples():
             raise ValueError(
@@ -162,10 +175,35 @@ class Capture:
             )
         entry.runs.append(run)
 
+    def _note_frame(self, name: str) -> None:
+        """Remember of activation checkpointing which blocks are computed again together with the next one.
+
+        A cut amid these would have all of them computed again for either side of it.
+        """
+        before, frame = self._last[0], _frame()
+        if frame is not None and frame is self._last[1]:
+            self._amid.add(before)
+        self._last = (name, frame)
+
+    def cut_behind(self, name: str, block: nn.Module, outputs: Any) -> Any:
+        """What goes on in the place of what a block gave; `None` where that is left as it is.
+
+        Hooks that are told what came into a block and what went out at once would see that come apart.
+        """
+        if not self._open or name in self._amid or block._backward_hooks or block._backward_pre_hooks:
+            return None
+        already = len(self.cuts)
+        replaced = cut(outputs, self.cuts)
+        return replaced if len(self.cuts) > already else None
+
 
 @contextmanager
 def capture(
-    blocks: Mapping[str, nn.Module], *, differentiable: bool, token_mask: TokenMask | None = None
+    blocks: Mapping[str, nn.Module],
+    *,
+    differentiable: bool,
+    token_mask: TokenMask | None = None,
+    cut_behind: bool = False,
 ) -> Iterator[Capture]:
     """Catch the tokens entering `blocks` while the context lasts.
 
@@ -174,6 +212,7 @@ def capture(
         differentiable: Tokens that do not depend on anything that needs a gradient become leaves that do, so that a loss
             can be differentiated by them.
         token_mask: Which tokens of a batch are real; by default what the blocks are told of padding says so.
+        cut_behind: Cut the graph behind every block: it is then to be gone through by `in_segments`.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(8, 2, batch_first=True)
@@ -189,6 +228,8 @@ def capture(
         block.register_forward_pre_hook(partial(hook, name), with_kwargs=True, prepend=True)
         for name, block in blocks.items()
     ]
+    if cut_behind:
+        handles += [block.register_forward_hook(partial(_cut, caught, name)) for name, block in blocks.items()]
     try:
         yield caught
     finally:
@@ -214,6 +255,10 @@ def _catch(
         args, kwargs = exchange((args, kwargs), given, tokens)
     caught.add(name, block, (args, kwargs), key, names)
     return args, kwargs
+
+
+def _cut(caught: Capture, name: str, block: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    return caught.cut_behind(name, block, outputs)
 
 
 def _frame() -> object | None:

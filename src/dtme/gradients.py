@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dtme.backward import BackwardPasses, one_by_one
+from dtme.backward import BackwardPasses
 from dtme.capture import Capture
-from dtme.segments import Part
+from dtme.segments import in_segments
 
 TaskLosses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """Yours: `task_losses(model, batch)` gives each task's loss, a scalar; a task the batch says nothing about is left out."""
@@ -65,28 +65,30 @@ def token_gradients(
     """
     if not losses:
         return
-    entries = caught.entries
-    inputs = [[tokens for entry in entries.values() for tokens in entry.of_task(task)] for task in losses]
-    of_block = [name for name, entry in entries.items() for _ in entry.runs]
-    reached = {task: [False] * len(of_block) for task in losses}
-    if backward is None or len(of_block) > len(entries):
-        parts: Iterable[Part] = [(list(range(len(of_block))), one_by_one(list(losses.values()), inputs))]
+    tasks, roots = tuple(losses), list(losses.values())
+    del losses  # where the caller, too, has handed them over, the graph is let go of on the way
+    tensors, behind, places_of = _read_by(tasks, caught)
+    if backward is None:
+        parts = in_segments(roots, tensors, behind, caught.cuts)
     else:
-        parts = backward(list(losses.values()), inputs, _apart_when_repeated(caught))
+        shared = all(own == places_of[tasks[0]] for own in places_of.values())
+        parts = backward(roots, tensors, behind, caught.cuts, shared=shared)
+    reached: dict[str, dict[str, list[bool]]] = {task: {} for task in tasks}
     for places, found in parts:
-        left = {task: dict(zip(places, own, strict=True)) for task, own in zip(losses, found, strict=True)}
+        left = {task: dict(zip(places, own, strict=True)) for task, own in zip(tasks, found, strict=True)}
         found.clear()  # so that what padding is taken out of does not lie beside the whole
-        for name in dict.fromkeys(of_block[place] for place in places):
-            runs = [place for place in places if of_block[place] == name]
+        for name, entry in caught.entries.items():
+            if places_of[tasks[0]][name][0] not in places:
+                continue
             gradients = {}
-            for (task, own), own_inputs in zip(left.items(), inputs, strict=True):
-                of_runs = [own.pop(place) for place in runs]
-                for place, gradient in zip(runs, of_runs, strict=True):
-                    reached[task][place] = gradient is not None
+            for task, own in left.items():
+                of_runs = [own.pop(place) for place in places_of[task][name]]
+                reached[task][name] = [gradient is not None for gradient in of_runs]
                 whole = [
-                    torch.zeros_like(own_inputs[at]) if g is None else g for at, g in zip(runs, of_runs, strict=True)
+                    torch.zeros_like(tokens) if gradient is None else gradient
+                    for tokens, gradient in zip(entry.of_task(task), of_runs, strict=True)
                 ]
-                gradients[task] = entries[name].valid_samples(whole)
+                gradients[task] = entry.valid_samples(whole)
                 if not bool(gradients[task].isfinite().all()):
                     raise ValueError(
                         f"the gradient of task {task!r} by the tokens entering block {name!r} is not finite in batch {number}."
@@ -97,27 +99,46 @@ def token_gradients(
     _check_runs_shared(reached, caught, number)
 
 
-def _apart_when_repeated(caught: Capture) -> list[bool]:
-    """Whether each block is computed again, if at all, apart from the one in front of it."""
-    frames = [entry.runs[0].frame for entry in caught.entries.values()]
-    return [own is None or own is not before for before, own in zip([None, *frames], frames, strict=False)]
+def _read_by(tasks: Sequence[str], caught: Capture) -> tuple[list[Tensor], list[int], dict[str, dict[str, list[int]]]]:
+    """The tensors that entered blocks, how many cuts were made before each, and by task and block the places of its own.
+
+    All runs of a block are wanted at once, and so count as made before the first of them; what enters two blocks, as in a
+    trunk whose blocks lie side by side, is complete for the second when it is for the first.
+    """
+    tensors: list[Tensor] = []
+    behind: list[int] = []
+    places_of: dict[str, dict[str, list[int]]] = {task: {} for task in tasks}
+    first: dict[int, int] = {}
+    for name, entry in caught.entries.items():
+        known: dict[int, int] = {}
+        for task in tasks:
+            own = entry.of_task(task)
+            for tokens in own:
+                if id(tokens) not in known:
+                    known[id(tokens)] = len(tensors)
+                    tensors.append(tokens)
+            places_of[task][name] = [known[id(tokens)] for tokens in own]
+        since = min(first.setdefault(tensor, entry.runs[0].behind) for tensor in known)
+        behind += [since] * len(known)
+    return tensors, behind, places_of
 
 
-def _check_reached(reached: Mapping[str, list[bool]], caught: Capture) -> None:
+def _check_reached(reached: Mapping[str, Mapping[str, list[bool]]], caught: Capture) -> None:
     for task, blocks in reached.items():
-        if not any(blocks):
+        if not any(map(any, blocks.values())):
             raise ValueError(
                 f"the loss of task {task!r} does not reach the trunk: no token that enters {', '.join(caught.entries)} moves it. "
                 "Is the trunk's output detached, or the loss computed under no_grad?"
             )
 
 
-def _check_runs_shared(reached: Mapping[str, list[bool]], caught: Capture, number: int) -> None:
+def _check_runs_shared(reached: Mapping[str, Mapping[str, list[bool]]], caught: Capture, number: int) -> None:
     """Where blocks run several times, each two tasks have to read a run in common: no token has both gradients otherwise."""
     if all(len(entry.runs) == 1 for entry in caught.entries.values()):
         return
     for one, other in combinations(reached, 2):
-        if not any(both == (True, True) for both in zip(reached[one], reached[other], strict=True)):
+        runs = (zip(own, reached[other][name], strict=True) for name, own in reached[one].items())
+        if not any(both == (True, True) for of_block in runs for both in of_block):
             block = next(name for name, entry in caught.entries.items() if len(entry.runs) > 1)
             raise ValueError(
                 f"tasks {one!r} and {other!r} read different runs of block {block!r} in batch {number}. Compute their losses "

@@ -1,134 +1,89 @@
-"""Backward passes in segments, so that the gradients of one block at a time need be held for all tasks, not those of all blocks.
+"""Backward passes in segments, so that the gradients at one block at a time need be held for all tasks, not those of all blocks.
 
-Where every way from the losses to the blocks in front goes through one tensor, as through the tokens that enter a block of a
-plain trunk, the gradients by that tensor are all that the blocks in front need. All tasks go back to it, their gradients
-behind it are compared and let go, and from it they go on.
+The graph is cut behind every block. All tasks go back from their losses to the cuts that these reach, then from the last cut to
+those in front of it, and so on: what is found at a block is complete, and can be compared and let go, before the next is begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-if TYPE_CHECKING:
-    from torch.autograd.graph import GradientEdge, Node
+from dtme.cuts import Cut
 
 Part = tuple[list[int], list[tuple[Tensor | None, ...]]]
 """Places of tensors, and per task the gradients by these; `None` where its loss does not depend on one."""
+Root = tuple[Tensor, Tensor | None] | None
+"""Where a task goes back from, and its gradient there; `None` where the task has none."""
 
 
 def in_segments(
-    losses: Sequence[Tensor], tensors: Sequence[Tensor], may_end: Sequence[bool] | None = None
+    losses: list[Tensor], tensors: Sequence[Tensor], behind: Sequence[int] | None = None, cuts: list[Cut] | None = None
 ) -> Iterator[Part]:
-    """The gradients of all losses by all tensors, segment by segment from the losses back.
+    """The gradients of all losses by all tensors, as soon as they are complete.
 
-    They are those of one backward pass per loss to all tensors, and cost no more: each segment is gone through once per loss.
+    They are those of one backward pass per loss through a graph without cuts, and cost no more: what lies between two cuts is
+    gone through once per loss. Without cuts it is one pass per loss.
 
     Args:
-        losses: One per task.
+        losses: One per task; emptied, so that the graph in front of them can be let go.
         tensors: What to differentiate by.
-        may_end: At which of them a segment may end; `None` for all. Where activations of several blocks are computed again
-            together, a segment that ends among them has all of them computed again.
+        behind: How many of the cuts were made before each of them.
+        cuts: In the order in which they were made; emptied as well.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
         >>> y = 2 * x
-        >>> z = y.square()
-        >>> for places, gradients in in_segments([z.sum(), 3 * z.sum()], [x, y, z]):
-        ...     print(places, [own.tolist() for (own,) in gradients])
-        [2] [[1.0, 1.0], [3.0, 3.0]]
-        [1] [[4.0, 4.0], [12.0, 12.0]]
-        [0] [[8.0, 8.0], [24.0, 24.0]]
+        >>> end = y.square()
+        >>> z = end.detach().requires_grad_()
+        >>> losses = [z.sum() + y.sum(), 3 * z.sum()]
+        >>> for places, gradients in in_segments(losses, [x, y, z], [0, 0, 1], [Cut(end, z)]):
+        ...     print(places, [[own.tolist() for own in of_task] for of_task in gradients])
+        [2] [[[1.0, 1.0]], [[3.0, 3.0]]]
+        [0, 1] [[[10.0, 10.0], [5.0, 5.0]], [[24.0, 24.0], [12.0, 12.0]]]
     """
-    seeds: list[tuple[Tensor, Tensor | None] | None] = [(loss, None) if loss.requires_grad else None for loss in losses]
-    for places in _segments(losses, tensors, [True] * len(tensors) if may_end is None else may_end):
-        found = _gradients(seeds, [tensors[place] for place in places])
-        end = tensors[places[-1]]
-        seeds = [None if own[-1] is None else (end, own[-1]) for own in found]
-        yield places, found
-        found.clear()  # while the next are made
+    cuts = [] if cuts is None else cuts
+    behind = [0] * len(tensors) if behind is None else behind
+    roots: list[Root] = [(loss, None) if loss.requires_grad else None for loss in losses]
+    losses.clear()
+    left = list(range(len(tensors)))
+    held: list[dict[int, Tensor]] = [{} for _ in roots]  # by place, those of beginnings after those of tensors
+    while left:
+        known = [*left, *(len(tensors) + place for place in range(len(cuts)))]
+        inputs = [*(tensors[place] for place in left), *(cut.beginning for cut in cuts)]
+        _go_back(roots, held, known, inputs, last=not cuts)
+        whole = [place for place in left if behind[place] >= len(cuts)]
+        left = [place for place in left if behind[place] < len(cuts)]
+        if whole:
+            yield whole, [tuple(own.pop(place, None) for place in whole) for own in held]
+        if cuts:
+            end = cuts.pop().end
+            seeds = [own.pop(len(tensors) + len(cuts), None) for own in held]
+            roots = [None if seed is None else (end, seed) for seed in seeds]
+            del end, seeds  # the roots alone hold what is in front of them
 
 
-def _gradients(
-    seeds: Sequence[tuple[Tensor, Tensor | None] | None], wanted: Sequence[Tensor]
-) -> list[tuple[Tensor | None, ...]]:
-    """Per task, from where it starts with what gradient; the last one lets go of the graph."""
-    found: list[tuple[Tensor | None, ...]] = []
-    for place, seed in enumerate(seeds):
-        if seed is None:
-            found.append((None,) * len(wanted))
-            continue
-        last = all(later is None for later in seeds[place + 1 :])
-        found.append(torch.autograd.grad(seed[0], wanted, seed[1], retain_graph=not last, allow_unused=True))
-    return found
+def _go_back(
+    roots: list[Root],
+    held: Sequence[dict[int, Tensor]],
+    known: Sequence[int],
+    inputs: Sequence[Tensor],
+    *,
+    last: bool,
+) -> None:
+    """Add to what each task holds what its root gives, and let go of the root.
 
-
-def _segments(losses: Sequence[Tensor], tensors: Sequence[Tensor], may_end: Sequence[bool]) -> list[list[int]]:
-    """Places of the tensors of each segment, from the losses back; the last place of each, but of the last one, is its end.
-
-    A tensor is an end if no edge of the graph, in an order in which every node comes before those that it leads to, leads
-    past it: then there is no way around it.
+    A graph is kept until nothing holds it: what was read on the way past a cut, as keys of an early block by a late one, is
+    gone through from both. Only the last segment is let go of by its last task.
     """
-    edges = [get_gradient_edge(tensor) if tensor.requires_grad else None for tensor in tensors]
-    roots = [get_gradient_edge(loss) for loss in losses if loss.requires_grad]
-    order = _order([root.node for root in roots], {edge.node for edge in edges if edge is not None})
-    position = {node: place for place, node in enumerate(order)}
-    furthest, entered = _leading_past(order, position, roots)
-    where = [len(order) if edge is None else position.get(edge.node, len(order)) for edge in edges]
-    segments: list[list[int]] = [[]]
-    for place in sorted(range(len(tensors)), key=lambda place: where[place]):
-        segments[-1].append(place)
-        edge, at = edges[place], where[place]
-        if edge is None or at == len(order) or furthest[at] > at or entered[at] != {edge.output_nr}:
+    for task, own in enumerate(held):
+        root, roots[task] = roots[task], None
+        if root is None:
             continue
-        # A hook of the tensor's would run twice: when its gradient is found, and when it is gone on from.
-        if may_end[place] and not tensors[place]._backward_hooks:
-            segments.append([])
-    return segments if segments[-1] else segments[:-1]
-
-
-def _order(roots: Sequence[Node], wanted: set[Node]) -> list[Node]:
-    """The nodes between the roots and those wanted, each before all that it leads to."""
-    finished: dict[Node, bool] = {}  # in the order in which they are, and whether they lead to one that is wanted
-    begun: set[Node] = set()
-    for root in roots:
-        stack = [(root, False)]
-        while stack:
-            node, done = stack.pop()
-            if done:
-                behind = (after for after, _ in node.next_functions if after is not None)
-                finished[node] = node in wanted or any(finished[after] for after in behind)
-            elif node not in begun:
-                begun.add(node)
-                stack.append((node, True))
-                stack += [
-                    (after, False) for after, _ in node.next_functions if after is not None and after not in begun
-                ]
-    return [node for node in reversed(finished) if finished[node]]
-
-
-def _leading_past(
-    order: Sequence[Node], position: Mapping[Node, int], roots: Sequence[GradientEdge]
-) -> tuple[list[int], list[set[int]]]:
-    """For each node the furthest that any node in front leads to, or a loss begins at, and by which outputs it is entered."""
-    entered: list[set[int]] = [set() for _ in order]
-    furthest: list[int] = []
-    most = 0
-
-    def enter(node: Node | None, output: int) -> None:
-        nonlocal most
-        if node is not None and node in position:
-            most = max(most, position[node])
-            entered[position[node]].add(output)
-
-    for root in roots:
-        enter(root.node, root.output_nr)
-    for node in order:
-        furthest.append(most)
-        for after, output in node.next_functions:
-            enter(after, output)
-    return furthest, entered
+        keep = not last or any(later is not None for later in roots)
+        found = torch.autograd.grad(root[0], inputs, root[1], retain_graph=keep, allow_unused=True)
+        for place, gradient in zip(known, found, strict=True):
+            if gradient is not None:
+                own[place] = own[place] + gradient if place in own else gradient

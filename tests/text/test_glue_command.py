@@ -84,6 +84,7 @@ def test_every_row_ends_in_figures(whole: TextBench):
     per_block = 4 * 3 * (16 + 16) + 2 * 3 * (16 + 32)
     assert added["Adapt"] == 2 * 3 * per_block
     assert added["TM+TE+Adapt"] == added["Adapt"] + added["TM+TE"]
+    assert added["recommended"] == 10 * per_block
     assert added["own last block"] == 2 * (4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16)
     assert added["LoRA per task"] == 4 * 3 * 2 * 8 * (16 + 16)
     assert added["MT"] == added["MT as long as the dearest"] == 0 < added["Norms per task"]
@@ -91,7 +92,7 @@ def test_every_row_ends_in_figures(whole: TextBench):
     assert "unweighted mean over CoLA (MCC), STS-B" in results["average"]
     for row in results["rows"]:
         plan = row["plan"]
-        assert (plan is not None) == (row["method"][:2] in ("TM", "TE", "Ad", "ow"))
+        assert (plan is not None) == (row["method"][:2] in ("TM", "TE", "Ad", "re", "ow"))
 
 
 def test_mt_at_the_wall_clock_of_the_dearest_row_lasts_as_long_as_it(whole: TextBench):
