@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dtme.alike import likeness
 from dtme.arguments import Call
 from dtme.block_flops import BlockFlops, count_block, first_samples
 from dtme.blocks import find_blocks, holders_of
 from dtme.insert import Insert
-from dtme.outputs import tensors_of
 from dtme.part_flops import count_parts, late_part, takes_streams_behind
 from dtme.products import Products, plain_products
 from dtme.trail import Trail
@@ -94,7 +94,8 @@ class FlopCount:
         self._named, self._late = blocks, late
         self._aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._runs: dict[str, list[BlockFlops]] = {}
-        self._late_parts: dict[Any, BlockFlops | None] = {}
+        self._alike: dict[Hashable, BlockFlops] = {}
+        self._late_parts: dict[Hashable, dict[str, BlockFlops]] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
         self._once = 0
@@ -178,9 +179,14 @@ class FlopCount:
         if self._block is not None or self._branch is not None:
             return
         self._block, running = block, self._running
+        like = likeness(block, (args, kwargs))
         with self._aside():
             try:
-                found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
+                found = self._alike.get(like)
+                if found is None:
+                    found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
+                    if not found.refusals:  # which name the block
+                        self._alike[like] = found
                 parts = {part: self.blocks[part] for part in self._named if part.startswith(f"{name}.")}
                 if parts:
                     found = replace(found, parts=self._parts(name, parts, block, (args, kwargs)))
@@ -189,7 +195,7 @@ class FlopCount:
                 self._fault = f"the FLOPs of block {name!r} cannot be counted: {why}"
             else:
                 if self._late and not parts:
-                    self._runs[name][-1] = replace(found, parts=self._late_part(name, block, (args, kwargs)))
+                    self._runs[name][-1] = replace(found, parts=self._late_part(like, name, block, (args, kwargs)))
         self._running = running  # modules that raised beside the pass have not told of their end
         self._counting.close()  # kernels that no mode may look at (flex attention) run as ever
 
@@ -200,27 +206,25 @@ class FlopCount:
             raise ValueError(f"{shared[0]!r} is a part of other modules as well")
         return count_parts(name, parts, block, call, self._flops, self.adapt_layers)
 
-    def _late_part(self, name: str, block: nn.Module, call: Call) -> dict[str, BlockFlops]:
+    def _late_part(self, like: Hashable, name: str, block: nn.Module, call: Call) -> dict[str, BlockFlops]:
         """The part in which streams may part last; none where it cannot be counted, as nobody has asked for it by name."""
+        if like not in self._late_parts:
+            self._late_parts[like] = self._counted_late(name, block, call)
+        return {f"{name}.{part}": found for part, found in self._late_parts[like].items()}
+
+    def _counted_late(self, name: str, block: nn.Module, call: Call) -> dict[str, BlockFlops]:
         part = late_part(block)
         if part is None:
             return {}
-        shapes = tuple((own, parameter.shape) for own, parameter in block.named_parameters())
-        like = (type(block), part, shapes, tuple(tensor.shape for tensor in tensors_of(call)))
-        if like not in self._late_parts:  # blocks that are alike have parts that are
-            self._late_parts[like] = self._counted_late(f"{name}.{part}", block.get_submodule(part), name, block, call)
-        found = self._late_parts[like]
-        return {} if found is None else {f"{name}.{part}": found}
-
-    def _counted_late(self, place: str, part: nn.Module, name: str, block: nn.Module, call: Call) -> BlockFlops | None:
+        place, module = f"{name}.{part}", block.get_submodule(part)
         try:
             call, few, samples = first_samples(block, call)
-            found = self._parts(name, {place: part}, block, call)[place]
+            found = self._parts(name, {place: module}, block, call)[place]
             self._counting.close()  # under whose modes scripted functions are run in another way
-            comes_last = found.behind == 0 and takes_streams_behind(part, block, call)
+            comes_last = found.behind == 0 and takes_streams_behind(module, block, call)
         except Exception:
-            return None
-        return found.times(samples, few) if comes_last else None
+            return {}
+        return {part: found.times(samples, few)} if comes_last else {}
 
     def _leave_block(self, name: str, block: nn.Module, args: Any, output: Any) -> None:
         if self._block is block:
