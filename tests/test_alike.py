@@ -64,6 +64,15 @@ def test_how_it_is_called_makes_one(call: Any):
     assert likeness(block(), call) != likeness(block(), CALL)
 
 
+class Held:
+    """Something whose value nothing is known of."""
+
+
+def test_an_object_that_is_gone_is_not_taken_for_another_at_its_address():
+    seen = {likeness(block(), ((torch.ones(2, 5, 16), Held()), {})) for _ in range(20)}
+    assert len(seen) == 20
+
+
 def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], ModelFlops]:
     """Which blocks were counted, and what was found."""
     blocks = [name for name, _ in model.named_modules() if name.rpartition(".")[0].endswith("blocks")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,4 +49,17 @@ def _of_value(value: Any) -> Hashable:
         return type(value), *map(_of_value, value)
     if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
         return type(value), value
-    return id(value)
+    return _Itself(value)
+
+
+@dataclass(frozen=True, eq=False)
+class _Itself:
+    """Equal to what holds the very same object, which lives as long as this does, so that no other can come by its address."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

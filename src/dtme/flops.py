@@ -167,6 +167,8 @@ class FlopCount:
                 handle.remove()
             self._block, self._branch, self._running = None, None, 0
             self._aside = nullcontext  # which holds on to whoever watched the pass
+            self._alike.clear()  # which holds on to what the blocks were called with
+            self._late_parts.clear()
             self._from_trunk.forget()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
