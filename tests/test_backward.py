@@ -48,7 +48,7 @@ def test_a_model_that_cannot_be_batched_goes_on_one_by_one():
     for _ in range(6):
         x = torch.ones(3, requires_grad=True)
         y = Opaque.apply(x)
-        ((_, found),) = passes([y.sum(), y.square().sum()], [x], [0], [])
+        ((_, found),) = passes([y.sum(), y.square().sum()], [x], [0], [], [[0], [0]])
         assert [own[0].tolist() for own in found if own[0] is not None] == [[2.0] * 3, [8.0] * 3]
     assert passes.seconds["batched"] == float("inf")
 
@@ -71,7 +71,7 @@ def test_the_faster_way_goes_on(monkeypatch: pytest.MonkeyPatch, one: float, tog
     passes = BackwardPasses()
     x = torch.ones(2, requires_grad=True)
     for _ in range(7):
-        list(passes([x.sum(), x.sum()], [x], [0], []))
+        list(passes([x.sum(), x.sum()], [x], [0], [], [[0], [0]]))
     assert taken == ["one by one"] * 2 + ["batched"] * 2 + [expected] * 3
 
 
@@ -80,9 +80,9 @@ def test_no_choice_with_a_sharded_model_or_inputs_apart_or_many_tokens():
     z = torch.ones(2**16 + 1, requires_grad=True)
     sharded, apart, many = BackwardPasses(alone=False), BackwardPasses(), BackwardPasses()
     for _ in range(5):
-        list(many([z.sum(), 2 * z.sum()], [z], [0], []))
-        list(sharded([x.sum(), 2 * x.sum()], [x], [0], []))
-        list(apart([x.sum(), 2 * y.sum()], [x, y], [0, 0], [], shared=False))
+        list(many([z.sum(), 2 * z.sum()], [z], [0], [], [[0], [0]]))
+        list(sharded([x.sum(), 2 * x.sum()], [x], [0], [], [[0], [0]]))
+        list(apart([x.sum(), 2 * y.sum()], [x, y], [0, 0], [], [[0], [1]]))
     assert not sharded.seconds
     assert not apart.seconds
     assert not many.seconds

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from dtme import cuts as cuts_module
 from dtme.backward import BackwardPasses, one_by_one
 from dtme.blocks import find_blocks
 from dtme.capture import Capture, capture
-from dtme.cuts import Cut, cut
+from dtme.cuts import Cut, cut, made_behind, may_be_cut
 from dtme.gradients import token_gradients
 from dtme.segments import in_segments
 from models import TinyViT, make_batches, task_losses, timm_multitask, tiny_vit, torch_encoder_multitask
@@ -38,7 +41,8 @@ def gathered(
     """By block the gradients of all tasks, and which blocks were found together."""
     found, together = {}, []
     model = model.eval().requires_grad_(False)
-    with capture(find_blocks(model, blocks), differentiable=True, cut_behind=cut_behind) as caught:
+    named = find_blocks(model, blocks)
+    with capture(named, differentiable=True, cut_behind=may_be_cut(model, named) if cut_behind else ()) as caught:
         with caught.reading(batch):
             losses = task_losses(model, batch)
         left = len(caught.cuts)
@@ -135,20 +139,234 @@ def skipped(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
     return blocks[3](blocks[2](second) + first.tanh()) + tokens
 
 
+def collected_by_hooks(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Heads read what hooks of the blocks have collected, as those of transformers read hidden states."""
+    kept: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda block, args, output: kept.append(output)) for block in blocks]
+    for block in blocks:
+        tokens = block(tokens)
+    for handle in handles:
+        handle.remove()
+    return tokens + kept[0].sin() + kept[2].cos()
+
+
+def seeing_each_other(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """Two ways side by side, each of which looks at the other before the other goes on."""
+    one, other = tokens.sin(), tokens.cos()
+    for first, second in ((blocks[0], blocks[1]), (blocks[2], blocks[3])):
+        one = first(one + other.tanh())
+        other = second(other + one.tanh())
+    return one * other
+
+
+def a_path_beside(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+    """What enters a block has been read by another one, in part, before."""
+    tokens = blocks[0](tokens)
+    slow = blocks[1](tokens[:, ::2])
+    fast = blocks[2](tokens)
+    return blocks[3](fast + slow.mean(1, keepdim=True))
+
+
+ONE_BY_ONE = [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]
+
+
 @pytest.mark.parametrize(
     ("way", "together"),
     [
-        (taps, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
-        (keys_of_the_first, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (taps, ONE_BY_ONE),
+        (keys_of_the_first, ONE_BY_ONE),
         (side_by_side, [["blocks.2"], ["blocks.0", "blocks.1"], ["blocks.3"]]),
-        (recurrent, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
-        (written_in_place, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
-        (skipped, [["blocks.3"], ["blocks.2"], ["blocks.1"], ["blocks.0"]]),
+        (recurrent, ONE_BY_ONE),
+        (written_in_place, ONE_BY_ONE),
+        (skipped, ONE_BY_ONE),
+        (collected_by_hooks, ONE_BY_ONE),
+        (seeing_each_other, ONE_BY_ONE),
+        (a_path_beside, [["blocks.3"], ["blocks.1", "blocks.2"], ["blocks.0"]]),
     ],
 )
 def test_any_way_through_the_blocks(way: Any, together: list[list[str]]):
     torch.manual_seed(0)
     assert assert_alike(Trunk(way).double()) == together
+
+
+class Handing(nn.Module):
+    """A block that hands its output on by another way as well."""
+
+    def __init__(self, block: Any, handed: list[Tensor]) -> None:
+        super().__init__()
+        self.block = block
+        self.norm = nn.LayerNorm(16)
+        self.handed = handed
+        self.norm.register_forward_hook(lambda module, args, output: handed.append(output))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.block(tokens))
+
+
+def test_an_output_that_is_handed_on_from_inside_of_the_block():
+    handed: list[Tensor] = []
+
+    def way(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        handed.clear()
+        for block in blocks:
+            tokens = block(tokens)
+        return tokens + handed[0].sin() + handed[2].cos()
+
+    model = Trunk(way).double()
+    model.blocks = nn.ModuleList(Handing(block, handed) for block in model.blocks).double()
+    assert_alike(model, r"blocks\.\d")
+
+
+@dataclass
+class Out:
+    """What a block may return."""
+
+    tokens: Tensor
+    beside: Tensor
+
+
+class Told(nn.Module):
+    """A block that gives two tensors, counted on the way back."""
+
+    def __init__(self, block: nn.Module, give: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.block, self.give = block, give
+        self.backwards = 0
+
+    def forward(self, tokens: Tensor) -> Any:
+        made = self.block(tokens)
+        if made.requires_grad:
+            made.register_hook(self.count)
+        return self.give(made, made.sin())
+
+    def count(self, gradient: Tensor) -> None:
+        self.backwards += 1
+
+
+@pytest.mark.parametrize(
+    ("give", "takes"),
+    [
+        (lambda a, b: (a, b), lambda out: out),
+        (lambda a, b: {"tokens": a, "beside": [b, None]}, lambda out: (out["tokens"], out["beside"][0])),
+        (Out, lambda out: (out.tokens, out.beside)),
+        (lambda a, b: (a, Out(a, b)), lambda out: (out[0], out[1].tokens + out[1].beside)),
+    ],
+)
+def test_a_block_that_gives_several_tensors_is_gone_through_once(give: Any, takes: Any):
+    def way(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        beside = tokens
+        for block in blocks:
+            tokens, beside = takes(block(tokens + beside.cos()))
+        return tokens + beside
+
+    model = Trunk(way).double()
+    model.blocks = nn.ModuleList(Told(block, give) for block in model.blocks)
+    assert assert_alike(model, r"blocks\.\d") == ONE_BY_ONE
+    assert [block.backwards for block in model.blocks] == [2 * len(TASKS)] * 4  # without cuts, and with them
+
+
+def test_a_view_beside_what_it_views_is_not_cut_off_from_it():
+    def way(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        for block in blocks:
+            whole, first = block(tokens)
+            whole.mul_(3.0)
+            tokens = whole + first
+        return tokens
+
+    model = Trunk(way).double()
+    model.blocks = nn.ModuleList(Told(block, lambda a, b: (b, b[:, :1])) for block in model.blocks)
+    (batch,) = make_batches(model, (3,))
+    named = find_blocks(model, r"blocks\.\d")
+    with capture(named, differentiable=True, cut_behind=set(named)) as caught, caught.reading(batch):
+        task_losses(model.requires_grad_(False), batch)
+        assert not caught.cuts
+
+
+def test_streams_that_have_parted_are_gone_through_once_per_task():
+    model = tiny_vit(TASKS).double()
+    dtme.apply(
+        model, dtme.Plan(TASKS, modulate={"blocks.1": TASKS}, expand={"blocks.2": TASKS}, adapt={"blocks.3": TASKS})
+    )
+    runs = [0] * 4
+    for number, block in enumerate(model.blocks):
+        own: Any = block
+
+        def seen(module: Any, args: Any, output: Tensor, number: int = number) -> None:
+            def count(gradient: Tensor) -> None:
+                runs[number] += 1
+
+            if output.requires_grad:
+                output.register_hook(count)
+
+        own.norm2.register_forward_hook(seen)
+    assert assert_alike(model) == ONE_BY_ONE
+    assert runs == [2 * len(TASKS)] * 4
+
+
+def test_hidden_states_of_transformers():
+    from transformers import BertConfig, BertModel
+
+    class Reading(nn.Module):
+        tasks = ("rating", "topic")
+
+        def __init__(self) -> None:
+            super().__init__()
+            config = BertConfig(
+                vocab_size=20, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32
+            )
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.trunk = BertModel(config)
+                self.heads = nn.ModuleDict({"rating": nn.Linear(16, 1), "topic": nn.Linear(16, 3)})
+
+        def draw(self, b: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+            return (torch.randint(20, (b, 7), generator=generator),)
+
+        def forward(self, words: Tensor) -> dict[str, Tensor]:
+            states = self.trunk(input_ids=words, output_hidden_states=True).hidden_states
+            read = states[1] + states[3].sin() + states[4]
+            return {task: head(read.mean(1)) for task, head in self.heads.items()}
+
+    together = assert_alike(Reading().double())
+    assert together == [[f"trunk.encoder.layer.{place}"] for place in reversed(range(4))]
+
+
+def test_a_loss_that_takes_gradients_through_the_trunk():
+    def way(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
+        with torch.enable_grad():
+            made = tokens = tokens.detach().requires_grad_()
+            for block in blocks:
+                made = block(made)
+            (forces,) = torch.autograd.grad(made.square().sum(), tokens, create_graph=True)
+        return made + forces
+
+    model = Trunk(way).double().requires_grad_(False).eval()
+    batches = make_batches(model, (3, 3))
+    report = dtme.analyze(model, task_losses, batches)
+    assert bool(report.gradient_size.isfinite().all())
+
+
+def test_what_is_written_on_tokens_goes_on_with_them():
+    x = torch.ones(3, requires_grad=True)
+    made = 2 * x
+    made.grid = (1, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    cuts: list[Cut] = []
+    replaced: Any = cut(made, cuts)
+    assert replaced is not made
+    assert replaced.grid == (1, 3)
+
+
+def test_what_was_cut_is_not_held_in_a_cycle():
+    gc.disable()
+    try:
+        cuts: list[Cut] = []
+        replaced = cut({"tokens": (2 * torch.ones(3, requires_grad=True), None)}, cuts)["tokens"][0]
+        gone = weakref.ref(replaced)
+        cuts.clear()
+        del replaced
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -160,7 +378,6 @@ def test_any_graph_gives_the_gradients_of_whole_passes(seed: int):
         draw.seed(seed)
         cuts: list[Cut] = []
         made = [torch.arange(1.0, 5.0, dtype=torch.float64).requires_grad_()]
-        behind = [0]
         for _ in range(draw.randint(3, 12)):
             one = made[-1] if draw.random() < 0.7 else draw.choice(made)
             kind = draw.randrange(5)
@@ -178,16 +395,14 @@ def test_any_graph_gives_the_gradients_of_whole_passes(seed: int):
             if draw.random() < 0.5 and cutting:
                 new = cut(new, cuts)
             made += new
-            behind += [len(cuts)] * len(new)
         made.append(made[-1].detach() if draw.random() < 0.2 else made[-1].cos())
-        behind.append(len(cuts))
         losses = [(made[-1] * (place + 1)).square().sum() for place in range(2)]
         if draw.random() < 0.4:
             losses.append(draw.choice(made).square().sum())
         chosen = [
             place for place in draw.sample(range(len(made)), draw.randint(1, len(made))) if made[place].requires_grad
         ]
-        return losses, [made[place] for place in chosen], [behind[place] for place in chosen], cuts
+        return losses, [made[place] for place in chosen], [made_behind((made[place],), cuts) for place in chosen], cuts
 
     losses, tensors, _, _ = build(cutting=False)
     if not tensors:
@@ -227,7 +442,7 @@ def test_a_loss_that_reaches_nothing_has_no_gradients():
 
 def test_the_graph_is_let_go_segment_by_segment():
     made, cuts = chain()
-    ends = [own.end.grad_fn for own in cuts]
+    ends = [own.ends[0].grad_fn for own in cuts]
     gone: list[str] = []
     for number, end in enumerate(ends):
         assert end is not None
@@ -257,7 +472,7 @@ def test_what_is_few_is_left_whole(monkeypatch: pytest.MonkeyPatch):
     y, z = cut((2 * x, torch.ones(4)), cuts)
     assert not cuts
     y, z = cut((torch.cat([x, x]), x.detach().repeat(2)), cuts)
-    assert [own.beginning.shape for own in cuts] == [(6,)]
+    assert [own.beginnings[0].shape for own in cuts] == [(6,)]
     assert not z.requires_grad
     assert y.grad_fn is not None
 
@@ -272,15 +487,37 @@ def test_what_is_given_twice_is_cut_once():
     assert found["all"][1:] == (None, "name")
 
 
-def test_a_block_with_hooks_on_its_way_back_is_left_whole():
+@pytest.mark.parametrize(
+    ("hooked", "together"),
+    [
+        ("blocks.1", [["blocks.3"], ["blocks.1", "blocks.2"], ["blocks.0"]]),
+        ("blocks.1.attention", ONE_BY_ONE),
+        ("heads", ONE_BY_ONE),
+    ],
+)
+def test_a_block_with_hooks_on_its_way_back_is_left_whole(hooked: str, together: list[list[str]]):
     model = tiny_vit().double()
     seen = []
-    model.blocks[1].register_full_backward_hook(lambda block, coming, given: seen.append((coming[0], given[0])))
-    assert assert_alike(model) == [["blocks.3"], ["blocks.1", "blocks.2"], ["blocks.0"]]
-    assert len(seen) == 2 * len(TASKS)
+    model.get_submodule(hooked).register_full_backward_hook(
+        lambda block, coming, given: seen.append((coming[0], given[0]))
+    )
+    assert assert_alike(model) == together
+    assert len(seen) == (0 if hooked == "heads" else 2 * len(TASKS))
     for whole, cut_open in zip(seen[: len(TASKS)], seen[len(TASKS) :], strict=True):
         for one, other in zip(whole, cut_open, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_nothing_is_cut_within_a_module_with_hooks_on_its_way_back():
+    model = tiny_vit()
+    model.register_full_backward_hook(lambda *_: None)
+    assert may_be_cut(model, find_blocks(model)) == set()
+    handle = nn.modules.module.register_module_full_backward_hook(lambda *_: None)
+    try:
+        assert may_be_cut(tiny_vit(), find_blocks(model)) == set()
+    finally:
+        handle.remove()
+    assert may_be_cut(tiny_vit(), find_blocks(model)) == set(find_blocks(model))
 
 
 def test_an_analysis_in_segments_is_that_of_whole_passes(monkeypatch: pytest.MonkeyPatch):
@@ -315,10 +552,13 @@ def test_an_analysis_under_checkpointing_repeats_each_block_once_per_task(every:
     report = dtme.analyze(model, task_losses, batches, blocks=r"blocks\.\d+")
     assert torch.equal(report.range_rate, plain.range_rate)
     assert torch.equal(report.null_rate, plain.null_rate)
-    with capture(dict(zip(report.blocks, blocks, strict=True)), differentiable=True, cut_behind=True) as caught:
+    model.requires_grad_(False)
+    named = dict(zip(report.blocks, blocks, strict=True))
+    with capture(named, differentiable=True, cut_behind=set(named)) as caught:
         for block in blocks:
             block.register_forward_pre_hook(lambda block, args: counted.append(block))
         runs = [_runs(model, batch, caught, counted) for batch in batches]
+
     assert runs[1] == (4, 4 * len(TASKS))
     assert runs[0] == (4, 4 * len(TASKS) * (every if every < 4 else 4) if every != 3 else 10 * len(TASKS))
 

@@ -15,6 +15,7 @@ from dtme.backward import BackwardPasses
 from dtme.blocks import find_blocks
 from dtme.branches import branches_beyond
 from dtme.capture import Capture, TokenMask, capture
+from dtme.cuts import may_be_cut
 from dtme.flops import FlopCount, ModelFlops
 from dtme.gradients import TaskLosses, checked_losses, token_gradients
 from dtme.measurement import Found, Measurement
@@ -262,7 +263,7 @@ def _measure(
     """The second round: the conflicts of the token gradients, until the batches end or enough is known."""
     backward = BackwardPasses(alone=not reading.sharded)
     # What is sharded outside of the blocks is gathered once for a whole way back, not for each segment of it.
-    cut = not reading.sharded
+    cut = () if reading.sharded else may_be_cut(unwrapped(reading.model), blocks)
     with capture(blocks, differentiable=True, token_mask=reading.token_mask, cut_behind=cut) as caught:
         for step in reading.steps("conflicts"):
 

@@ -73,23 +73,23 @@ class BackwardPasses:
         tensors: Sequence[Tensor],
         behind: Sequence[int],
         cuts: list[Cut],
-        *,
-        shared: bool = True,
+        of_tasks: Sequence[Sequence[int]],
     ) -> Iterator[Part]:
         """The gradients of losses: those by some tensors at a time, as they are found.
 
         Args:
             losses: One per task; emptied.
             tensors: What to differentiate by.
-            behind: How many of the cuts were made before each of them.
+            behind: How many of the cuts had been made when each of them was made.
             cuts: Where the graph has been cut; emptied.
-            shared: Whether all tasks read the same tensors, none a stream of its own.
+            of_tasks: Per task the places of the tensors that its stream brings to the blocks.
         """
+        shared = all(len(own) == len(tensors) for own in of_tasks)
         few = not cuts and all(tensor.numel() <= FEW.get(tensor.device.type, 0) for tensor in tensors)
         if self.alone and shared and few and all(loss.requires_grad for loss in losses):
             yield list(range(len(tensors))), self._faster(losses, tensors)
         else:
-            yield from in_segments(losses, tensors, behind, cuts)
+            yield from in_segments(losses, tensors, behind, cuts, of_tasks=of_tasks)
 
     def _faster(self, losses: Sequence[Tensor], inputs: Sequence[Tensor]) -> Found:
         way = self._way()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
 from dtme.arguments import Call, argument_names, exchange, take, tokens_key
-from dtme.cuts import Cut, cut
+from dtme.cuts import Cut, cut, made_behind
+from dtme.eager import is_transformed
 from dtme.layout import Layout, layout_of
 from dtme.padding import checked_mask, fitting, valid_tokens
 from dtme.sample_axis import check_samples, check_square, leading_shape
@@ -31,7 +32,7 @@ class Run:
         tokens: As the block consumes them; streams where they have parted.
         layout: Their layout.
         valid: False at padding, where any is known of.
-        behind: How many cuts of the graph had been made when they entered.
+        behind: How many cuts of the graph had been made when they were made.
     """
 
     tokens: Tensor
@@ -119,12 +120,21 @@ class Capture:
     _tried: set[str] = field(default_factory=set)
     _last: tuple[str, object | None] = ("", None)
     _amid: set[str] = field(default_factory=set)
+    _whole: bool = False
 
     def clear(self) -> None:
         """Forget the last pass."""
         self.entries.clear()
         self.cuts.clear()
         self._last = ("", None)
+
+    def begin(self, tokens: Tensor) -> None:
+        """Look at tokens that are about to enter a block: where the first need a gradient, the pass is left whole.
+
+        No parameter does in an analysis, so somebody takes gradients through the trunk himself: forces of an energy, say.
+        """
+        if self._open and not self.entries:
+            self._whole = tokens.requires_grad
 
     @contextmanager
     def reading(self, batch: Any) -> Iterator[None]:
@@ -165,8 +175,7 @@ class Capture:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:
             valid = fitting(self._mask, name, tokens, layout)
-        self._note_frame(name)
-        run = Run(tokens, layout, valid, len(self.cuts))
+        run = Run(tokens, layout, valid, _behind(tokens, self.cuts))
         entry = self.entries.setdefault(name, Entry([]))
         if entry.runs and entry.runs[0].samples() != run.samples():
             raise ValueError(
@@ -175,26 +184,26 @@ class Capture:
             )
         entry.runs.append(run)
 
+    def cut_behind(self, name: str, block: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        """What goes on in the place of what a block gave; `None` where that is left as it is."""
+        if is_transformed() or not self._open or self._whole:
+            return None
+        self._note_frame(name)
+        if name in self._amid:
+            return None
+        already = len(self.cuts)
+        replaced = cut(outputs, self.cuts)
+        return replaced if len(self.cuts) > already else None
+
     def _note_frame(self, name: str) -> None:
         """Remember of activation checkpointing which blocks are computed again together with the next one.
 
         A cut amid these would have all of them computed again for either side of it.
         """
-        before, frame = self._last[0], _frame()
-        if frame is not None and frame is self._last[1]:
+        (before, last), frame = self._last, _frame()
+        if frame is not None and frame is last:
             self._amid.add(before)
         self._last = (name, frame)
-
-    def cut_behind(self, name: str, block: nn.Module, outputs: Any) -> Any:
-        """What goes on in the place of what a block gave; `None` where that is left as it is.
-
-        Hooks that are told what came into a block and what went out at once would see that come apart.
-        """
-        if not self._open or name in self._amid or block._backward_hooks or block._backward_pre_hooks:
-            return None
-        already = len(self.cuts)
-        replaced = cut(outputs, self.cuts)
-        return replaced if len(self.cuts) > already else None
 
 
 @contextmanager
@@ -203,7 +212,7 @@ def capture(
     *,
     differentiable: bool,
     token_mask: TokenMask | None = None,
-    cut_behind: bool = False,
+    cut_behind: Collection[str] = (),
 ) -> Iterator[Capture]:
     """Catch the tokens entering `blocks` while the context lasts.
 
@@ -212,7 +221,7 @@ def capture(
         differentiable: Tokens that do not depend on anything that needs a gradient become leaves that do, so that a loss
             can be differentiated by them.
         token_mask: Which tokens of a batch are real; by default what the blocks are told of padding says so.
-        cut_behind: Cut the graph behind every block: it is then to be gone through by `in_segments`.
+        cut_behind: Blocks behind which the graph is cut: it is then to be gone through by `in_segments`.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(8, 2, batch_first=True)
@@ -228,8 +237,10 @@ def capture(
         block.register_forward_pre_hook(partial(hook, name), with_kwargs=True, prepend=True)
         for name, block in blocks.items()
     ]
-    if cut_behind:
-        handles += [block.register_forward_hook(partial(_cut, caught, name)) for name, block in blocks.items()]
+    # Prepended: hooks that others have put on the block, to collect hidden states say, get what goes on.
+    handles += [
+        blocks[name].register_forward_hook(partial(caught.cut_behind, name), prepend=True) for name in cut_behind
+    ]
     try:
         yield caught
     finally:
@@ -251,14 +262,15 @@ def _catch(
             "blocks='regular expression'."
         ) from None
     if differentiable:
+        caught.begin(tokens)
         given, tokens = tokens, _differentiable(tokens)
         args, kwargs = exchange((args, kwargs), given, tokens)
     caught.add(name, block, (args, kwargs), key, names)
     return args, kwargs
 
 
-def _cut(caught: Capture, name: str, block: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-    return caught.cut_behind(name, block, outputs)
+def _behind(tokens: Tensor, cuts: list[Cut]) -> int:
+    return made_behind(tokens._streams if isinstance(tokens, Streams) else (tokens,), cuts)
 
 
 def _frame() -> object | None:

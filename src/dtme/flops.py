@@ -98,6 +98,7 @@ class FlopCount:
         self._late_parts: dict[Hashable, dict[str, BlockFlops]] = {}
         inserts = any(isinstance(module, Insert) for module in model.modules())
         self._fault = "the model has inserts: FLOPs are those of a plain model." if inserts else None
+        self._holders: Mapping[nn.Module, int] = {}
         self._once = 0
         self._behind: Counter[str] = Counter()
         self._products = Products(self._operation)
@@ -148,6 +149,7 @@ class FlopCount:
     @contextmanager
     def _pass(self, aside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
         self._once, self._behind, self._aside = 0, Counter(), aside
+        self._holders = holders_of(self.model)
         handles = []
         for module in self.model.modules():
             handles.append(module.register_forward_pre_hook(self._begin))
@@ -181,9 +183,9 @@ class FlopCount:
         if self._block is not None or self._branch is not None:
             return
         self._block, running = block, self._running
-        like = likeness(block, (args, kwargs))
         with self._aside():
             try:
+                like = likeness(block, (args, kwargs), self._holders)
                 found = self._alike.get(like)
                 if found is None:
                     found = count_block(name, block, (args, kwargs), self._flops, self.adapt_layers)
@@ -202,8 +204,7 @@ class FlopCount:
         self._counting.close()  # kernels that no mode may look at (flex attention) run as ever
 
     def _parts(self, name: str, parts: Mapping[str, nn.Module], block: nn.Module, call: Call) -> dict[str, BlockFlops]:
-        held = holders_of(self.model)
-        shared = [part for part, module in parts.items() if held[module] > 1]
+        shared = [part for part, module in parts.items() if self._holders[module] > 1]
         if shared:
             raise ValueError(f"{shared[0]!r} is a part of other modules as well")
         return count_parts(name, parts, block, call, self._flops, self.adapt_layers)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dtme.backward import BackwardPasses
 from dtme.capture import Capture
-from dtme.segments import in_segments
 
 TaskLosses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 """Yours: `task_losses(model, batch)` gives each task's loss, a scalar; a task the batch says nothing about is left out."""
@@ -68,11 +67,9 @@ def token_gradients(
     tasks, roots = tuple(losses), list(losses.values())
     del losses  # where the caller, too, has handed them over, the graph is let go of on the way
     tensors, behind, places_of = _read_by(tasks, caught)
-    if backward is None:
-        parts = in_segments(roots, tensors, behind, caught.cuts)
-    else:
-        shared = all(own == places_of[tasks[0]] for own in places_of.values())
-        parts = backward(roots, tensors, behind, caught.cuts, shared=shared)
+    of_tasks = [[place for places in own.values() for place in places] for own in places_of.values()]
+    passes = BackwardPasses(alone=False) if backward is None else backward
+    parts = passes(roots, tensors, behind, caught.cuts, of_tasks)
     reached: dict[str, dict[str, list[bool]]] = {task: {} for task in tasks}
     for places, found in parts:
         left = {task: dict(zip(places, own, strict=True)) for task, own in zip(tasks, found, strict=True)}
@@ -102,13 +99,11 @@ def token_gradients(
 def _read_by(tasks: Sequence[str], caught: Capture) -> tuple[list[Tensor], list[int], dict[str, dict[str, list[int]]]]:
     """The tensors that entered blocks, how many cuts were made before each, and by task and block the places of its own.
 
-    All runs of a block are wanted at once, and so count as made before the first of them; what enters two blocks, as in a
-    trunk whose blocks lie side by side, is complete for the second when it is for the first.
+    All runs of a block are wanted at once, and so count as made when the first of them was.
     """
     tensors: list[Tensor] = []
     behind: list[int] = []
     places_of: dict[str, dict[str, list[int]]] = {task: {} for task in tasks}
-    first: dict[int, int] = {}
     for name, entry in caught.entries.items():
         known: dict[int, int] = {}
         for task in tasks:
@@ -118,8 +113,7 @@ def _read_by(tasks: Sequence[str], caught: Capture) -> tuple[list[Tensor], list[
                     known[id(tokens)] = len(tensors)
                     tensors.append(tokens)
             places_of[task][name] = [known[id(tokens)] for tokens in own]
-        since = min(first.setdefault(tensor, entry.runs[0].behind) for tensor in known)
-        behind += [since] * len(known)
+        behind += [min(run.behind for run in entry.runs)] * len(known)
     return tensors, behind, places_of
 
 

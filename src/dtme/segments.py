@@ -6,7 +6,7 @@ those in front of it, and so on: what is found at a block is complete, and can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,23 +15,30 @@ from dtme.cuts import Cut
 
 Part = tuple[list[int], list[tuple[Tensor | None, ...]]]
 """Places of tensors, and per task the gradients by these; `None` where its loss does not depend on one."""
-Root = tuple[Tensor, Tensor | None] | None
-"""Where a task goes back from, and its gradient there; `None` where the task has none."""
+Roots = list[tuple[Tensor, Tensor | None]]
+"""Where a task goes back from, and its gradients there; none where the task has none."""
 
 
 def in_segments(
-    losses: list[Tensor], tensors: Sequence[Tensor], behind: Sequence[int] | None = None, cuts: list[Cut] | None = None
+    losses: list[Tensor],
+    tensors: Sequence[Tensor],
+    behind: Sequence[int] | None = None,
+    cuts: list[Cut] | None = None,
+    *,
+    of_tasks: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Part]:
     """The gradients of all losses by all tensors, as soon as they are complete.
 
     They are those of one backward pass per loss through a graph without cuts, and cost no more: what lies between two cuts is
-    gone through once per loss. Without cuts it is one pass per loss.
+    gone through once per loss, and what one segment reads of another on the way past a cut twice. Without cuts it is one pass
+    per loss.
 
     Args:
         losses: One per task; emptied, so that the graph in front of them can be let go.
         tensors: What to differentiate by.
-        behind: How many of the cuts were made before each of them.
+        behind: How many of the cuts had been made when each of them was made.
         cuts: In the order in which they were made; emptied as well.
+        of_tasks: Per task the places of the tensors that it may depend on; `None` is all.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -39,51 +46,80 @@ def in_segments(
         >>> end = y.square()
         >>> z = end.detach().requires_grad_()
         >>> losses = [z.sum() + y.sum(), 3 * z.sum()]
-        >>> for places, gradients in in_segments(losses, [x, y, z], [0, 0, 1], [Cut(end, z)]):
+        >>> for places, gradients in in_segments(losses, [x, y, z], [0, 0, 1], [Cut([end], [z], [z])]):
         ...     print(places, [[own.tolist() for own in of_task] for of_task in gradients])
         [2] [[[1.0, 1.0]], [[3.0, 3.0]]]
         [0, 1] [[[10.0, 10.0], [5.0, 5.0]], [[24.0, 24.0], [12.0, 12.0]]]
     """
     cuts = [] if cuts is None else cuts
     behind = [0] * len(tensors) if behind is None else behind
-    roots: list[Root] = [(loss, None) if loss.requires_grad else None for loss in losses]
+    own_places = [set(range(len(tensors)))] * len(losses) if of_tasks is None else [set(own) for own in of_tasks]
+    roots: list[Roots] = [[(loss, None)] if loss.requires_grad else [] for loss in losses]
     losses.clear()
     left = list(range(len(tensors)))
-    held: list[dict[int, Tensor]] = [{} for _ in roots]  # by place, those of beginnings after those of tensors
+    held: list[dict[Hashable, Tensor]] = [{} for _ in roots]
+    end_of = {
+        id(made): (place, "end", number) for place, own in enumerate(cuts) for number, made in enumerate(own.replaced)
+    }
     while left:
-        known = [*left, *(len(tensors) + place for place in range(len(cuts)))]
-        inputs = [*(tensors[place] for place in left), *(cut.beginning for cut in cuts)]
-        _go_back(roots, held, known, inputs, last=not cuts)
+        wanted: dict[Hashable, Tensor] = {place: tensors[place] for place in left}
+        for place, own in enumerate(cuts):
+            wanted |= {(place, "beginning", number): tensor for number, tensor in enumerate(own.beginnings)}
+            wanted |= {(place, "end", number): tensor for number, tensor in enumerate(own.ends)}
+        _go_back(roots, held, wanted, own_places, last=not cuts)
+        del wanted
         whole = [place for place in left if behind[place] >= len(cuts)]
         left = [place for place in left if behind[place] < len(cuts)]
         if whole:
-            yield whole, [tuple(own.pop(place, None) for place in whole) for own in held]
+            yield whole, [tuple(_at(place, tensors, end_of, own) for place in whole) for own in held]
         if cuts:
-            end = cuts.pop().end
-            seeds = [own.pop(len(tensors) + len(cuts), None) for own in held]
-            roots = [None if seed is None else (end, seed) for seed in seeds]
-            del end, seeds  # the roots alone hold what is in front of them
+            ends = cuts.pop().ends
+            for task, own in enumerate(held):
+                seeds = [own.pop((len(cuts), "beginning", number), None) for number in range(len(ends))]
+                roots[task] = [(end, seed) for end, seed in zip(ends, seeds, strict=True) if seed is not None]
+            del ends, seeds  # the roots alone hold what is in front of them
+
+
+def _at(
+    place: int, tensors: Sequence[Tensor], end_of: Mapping[int, Hashable], held: dict[Hashable, Tensor]
+) -> Tensor | None:
+    """The gradient by one of the tensors.
+
+    What takes the place of what a block made has that one's gradients as well: a block may hand its output on to others beside.
+    """
+    parts = [held.pop(place, None), held.pop(end_of.get(id(tensors[place])), None)]
+    known = [part for part in parts if part is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def _go_back(
-    roots: list[Root],
-    held: Sequence[dict[int, Tensor]],
-    known: Sequence[int],
-    inputs: Sequence[Tensor],
+    roots: list[Roots],
+    held: Sequence[dict[Hashable, Tensor]],
+    wanted: Mapping[Hashable, Tensor],
+    own_places: Sequence[set[int]],
     *,
     last: bool,
 ) -> None:
-    """Add to what each task holds what its root gives, and let go of the root.
+    """Add to what each task holds what its roots give, and let go of the roots.
 
     A graph is kept until nothing holds it: what was read on the way past a cut, as keys of an early block by a late one, is
     gone through from both. Only the last segment is let go of by its last task.
     """
     for task, own in enumerate(held):
-        root, roots[task] = roots[task], None
-        if root is None:
+        starts, roots[task] = roots[task], []
+        if not starts:
             continue
-        keep = not last or any(later is not None for later in roots)
-        found = torch.autograd.grad(root[0], inputs, root[1], retain_graph=keep, allow_unused=True)
-        for place, gradient in zip(known, found, strict=True):
+        keep = not last or any(roots)
+        places = [place for place in wanted if not isinstance(place, int) or place in own_places[task]]
+        if not places:
+            continue
+        found = torch.autograd.grad(
+            [root for root, _ in starts],
+            [wanted[place] for place in places],
+            [seed for _, seed in starts],
+            retain_graph=keep,
+            allow_unused=True,
+        )
+        for place, gradient in zip(places, found, strict=True):
             if gradient is not None:
                 own[place] = own[place] + gradient if place in own else gradient
