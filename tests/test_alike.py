@@ -42,6 +42,9 @@ def test_weights_make_no_difference():
         lambda made: made.register_buffer("bias", torch.zeros(5, 5)),
         lambda made: made.attention.double(),
         lambda made: made.norm1.register_forward_hook(lambda *_: None),
+        lambda made: made.register_buffer("index", torch.tensor([0, 1])),
+        lambda made: setattr(made, "norm2", made.norm1),
+        lambda made: made.eval(),
     ],
 )
 def test_what_a_block_is_makes_one(change: Callable[[Any], object]):
@@ -64,13 +67,81 @@ def test_how_it_is_called_makes_one(call: Any):
     assert likeness(block(), call) != likeness(block(), CALL)
 
 
+def test_values_of_indices_and_of_single_numbers_are_looked_at():
+    def of(index: Tensor) -> Any:
+        return likeness(block(lambda made: made.register_buffer("index", index)), ((torch.ones(2, 5, 16), index), {}))
+
+    assert of(torch.tensor([0, 5])) == of(torch.tensor([0, 5])) != of(torch.tensor([0, 4]))
+    assert of(torch.tensor(0.5)) == of(torch.tensor(0.5)) != of(torch.tensor(0.25))
+    assert of(torch.tensor([0.5, 1.0])) == of(torch.tensor([0.25, 1.0]))
+
+
+def test_one_tensor_twice_is_not_two_tensors():
+    x, y = torch.ones(2, 5, 16), torch.ones(2, 5, 16)
+    assert likeness(block(), ((x, x), {})) == likeness(block(), ((y, y), {})) != likeness(block(), ((x, y), {}))
+
+
+def test_hooks_of_inner_modules_are_compared_and_those_of_the_block_left_out():
+    def ours(*_: Any) -> None: ...
+
+    def other(*_: Any) -> None: ...
+
+    def of(inner: Any, outer: Any) -> Any:
+        made: Any = block()
+        made.norm1.register_forward_hook(inner)
+        made.register_forward_hook(outer)
+        return likeness(made, CALL)
+
+    assert of(ours, ours) == of(ours, other) != of(other, ours)
+
+
+def test_what_others_hold_as_well_is_not_alike():
+    one, other = block(), block()
+    assert likeness(one, CALL, {one: 1}) == likeness(other, CALL, {}) != likeness(other, CALL, {other: 2})
+
+
 class Held:
     """Something whose value nothing is known of."""
 
 
+def test_an_object_in_the_call_is_never_alike_and_one_in_the_block_is_itself():
+    held, tokens = Held(), torch.ones(2, 5, 16)
+    assert likeness(block(), ((tokens, held), {})) != likeness(block(), ((tokens, held), {}))
+    same = [likeness(block(lambda made: setattr(made, "config", held)), CALL) for _ in range(2)]
+    assert same[0] == same[1] != likeness(block(lambda made: setattr(made, "config", Held())), CALL)
+
+
 def test_an_object_that_is_gone_is_not_taken_for_another_at_its_address():
-    seen = {likeness(block(), ((torch.ones(2, 5, 16), Held()), {})) for _ in range(20)}
+    seen = {likeness(block(lambda made: setattr(made, "config", Held())), CALL) for _ in range(20)}
     assert len(seen) == 20
+
+
+@pytest.mark.parametrize("sharing", [(0, 1), (1, 2)])
+def test_blocks_that_share_their_last_part_have_none_that_streams_part_in(
+    sharing: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    model: Any = timm_multitask(depth=4)
+    blocks = model.trunk.blocks
+    blocks[sharing[1]].mlp = blocks[sharing[0]].mlp
+    _, found = counted(model, monkeypatch)
+    late = [block.late for block in found.blocks.values()]
+    assert late == [None if place in sharing else f"trunk.blocks.{place}.mlp" for place in range(4)]
+
+
+def test_a_call_that_cannot_be_looked_at_is_told_of_and_leaves_the_pass_alone():
+    model: Any = tiny_vit(depth=2)
+    endless: list[Any] = []
+    endless.append(endless)
+    forward = model.blocks[1].forward
+    model.blocks[1].forward = lambda tokens, beside: forward(tokens)
+    first, second = model.blocks
+    model.blocks = nn.ModuleList([first])
+    (batch,) = make_batches(model, (3,))
+    count = FlopCount(nn.ModuleList([first, second]), ["0", "1"])
+    with count.first_pass():
+        tokens = second(first(model.embed(*batch["inputs"])), endless)
+    assert tokens.shape == (3, 5, 16)
+    assert "the FLOPs of block '1' cannot be counted" in str(count.flops_or_why_not())
 
 
 def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], ModelFlops]:
