@@ -74,10 +74,14 @@ def in_segments(
             yield whole, [tuple(_at(place, tensors, end_of, own) for place in whole) for own in held]
         if cuts:
             ends = cuts.pop().ends
-            for task, own in enumerate(held):
-                seeds = [own.pop((len(cuts), "beginning", number), None) for number in range(len(ends))]
-                roots[task] = [(end, seed) for end, seed in zip(ends, seeds, strict=True) if seed is not None]
-            del ends, seeds  # the roots alone hold what is in front of them
+            roots = [_seeded(ends, len(cuts), own) for own in held]
+            del ends  # the roots alone hold what is in front of them
+
+
+def _seeded(ends: Sequence[Tensor], place: int, held: dict[Hashable, Tensor]) -> Roots:
+    """What a block made, with the gradients that have come to where it was cut off."""
+    seeds = [held.pop((place, "beginning", number), None) for number in range(len(ends))]
+    return [(end, seed) for end, seed in zip(ends, seeds, strict=True) if seed is not None]
 
 
 def _at(
