@@ -62,12 +62,7 @@ def in_segments(
         id(made): (place, "end", number) for place, own in enumerate(cuts) for number, made in enumerate(own.replaced)
     }
     while left:
-        wanted: dict[Hashable, Tensor] = {place: tensors[place] for place in left}
-        for place, own in enumerate(cuts):
-            wanted |= {(place, "beginning", number): tensor for number, tensor in enumerate(own.beginnings)}
-            wanted |= {(place, "end", number): tensor for number, tensor in enumerate(own.ends)}
-        _go_back(roots, held, wanted, own_places, last=not cuts)
-        del wanted
+        _go_back(roots, held, {place: tensors[place] for place in left} | _at_cuts(cuts), own_places, last=not cuts)
         whole = [place for place in left if behind[place] >= len(cuts)]
         left = [place for place in left if behind[place] < len(cuts)]
         if whole:
@@ -76,6 +71,15 @@ def in_segments(
             ends = cuts.pop().ends
             roots = [_seeded(ends, len(cuts), own) for own in held]
             del ends  # the roots alone hold what is in front of them
+
+
+def _at_cuts(cuts: Sequence[Cut]) -> dict[Hashable, Tensor]:
+    """The tensors on both sides of the cuts that are left: the ends, too, may be read by what has them from elsewhere."""
+    found: dict[Hashable, Tensor] = {}
+    for place, own in enumerate(cuts):
+        found |= {(place, "beginning", number): tensor for number, tensor in enumerate(own.beginnings)}
+        found |= {(place, "end", number): tensor for number, tensor in enumerate(own.ends)}
+    return found
 
 
 def _seeded(ends: Sequence[Tensor], place: int, held: dict[Hashable, Tensor]) -> Roots:
