@@ -402,7 +402,7 @@ def test_any_graph_gives_the_gradients_of_whole_passes(seed: int):
         chosen = [
             place for place in draw.sample(range(len(made)), draw.randint(1, len(made))) if made[place].requires_grad
         ]
-        return losses, [made[place] for place in chosen], [made_behind((made[place],), cuts) for place in chosen], cuts
+        return losses, [made[place] for place in chosen], [made_behind(made[place], cuts) for place in chosen], cuts
 
     losses, tensors, _, _ = build(cutting=False)
     if not tensors:

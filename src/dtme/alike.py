@@ -36,7 +36,7 @@ def likeness(block: nn.Module, call: Call, holders: Mapping[nn.Module, int] | No
     """
     leaves, spec = pytree.tree_flatten(call)
     first = [next(place for place, other in enumerate(leaves) if other is leaf) for leaf in leaves]  # x, x is not x, y
-    given = [_of_tensor(leaf) if isinstance(leaf, Tensor) else _of_value(leaf, _Itself(object())) for leaf in leaves]
+    given = [_of_value(leaf, _Itself(object())) for leaf in leaves]
     modules = {module: place for place, module in enumerate(block.modules())}
     held = tuple((holders or {}).get(module, 1) > 1 for module in modules)
     return tuple(_of_module(module, modules) for module in modules), held, str(spec), tuple(first), tuple(given)

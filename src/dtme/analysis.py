@@ -279,7 +279,7 @@ def _measure(
             def compare(losses: dict[str, Tensor], step: Step = step) -> tuple[Any, Found | None]:
                 if not losses:
                     return None, None
-                found = measured.find(token_gradients(_handed_over(losses), caught, step.number, backward), caught)
+                found = measured.find(token_gradients(losses, caught, step.number, backward), caught)
                 return ((found.samples, found.counts), found) if reading.counts(step) else (None, None)
 
             tasks, losses = reading.processes.exchange(look)
@@ -297,13 +297,6 @@ def _measure(
                 if measured.settled() or (max_samples is not None and measured.samples >= max_samples):
                     return
             del told, own  # before the next batch takes its place
-
-
-def _handed_over(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses, and no longer in the hands of who gave them: as long as a loss is held, so is the graph in front of it."""
-    taken = dict(losses)
-    losses.clear()
-    return taken
 
 
 def _check_alike(tasks: Sequence[tuple[str, ...]], step: Step) -> None:

@@ -175,7 +175,7 @@ class Capture:
             valid = valid_tokens(name, block, named, tokens, layout)
         else:
             valid = fitting(self._mask, name, tokens, layout)
-        run = Run(tokens, layout, valid, _behind(tokens, self.cuts))
+        run = Run(tokens, layout, valid, made_behind(tokens, self.cuts))
         entry = self.entries.setdefault(name, Entry([]))
         if entry.runs and entry.runs[0].samples() != run.samples():
             raise ValueError(
@@ -189,11 +189,7 @@ class Capture:
         if is_transformed() or not self._open or self._whole:
             return None
         self._note_frame(name)
-        if name in self._amid:
-            return None
-        already = len(self.cuts)
-        replaced = cut(outputs, self.cuts)
-        return replaced if len(self.cuts) > already else None
+        return None if name in self._amid else cut(outputs, self.cuts)
 
     def _note_frame(self, name: str) -> None:
         """Remember of activation checkpointing which blocks are computed again together with the next one.
@@ -267,10 +263,6 @@ def _catch(
         args, kwargs = exchange((args, kwargs), given, tokens)
     caught.add(name, block, (args, kwargs), key, names)
     return args, kwargs
-
-
-def _behind(tokens: Tensor, cuts: list[Cut]) -> int:
-    return made_behind(tokens._streams if isinstance(tokens, Streams) else (tokens,), cuts)
 
 
 def _frame() -> object | None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
-from dtme.eager import is_transformed
 from dtme.outputs import map_tensors
 from dtme.streams import Streams, gather
 
@@ -45,13 +44,13 @@ class Cut:
 
 
 def cut(outputs: Outputs, cuts: list[Cut]) -> Outputs:
-    """What goes on in the place of what a block gave.
+    """What goes on in the place of what a block gave; that itself, where there was nothing to cut.
 
     A hook of a tensor's that is read by what lies in several segments runs on what each of them gives, not on the sum.
 
     Args:
         outputs: A tensor, or tensors in lists, tuples, dictionaries and data classes.
-        cuts: The cut is added, if there was something to cut.
+        cuts: The cut is added.
 
     Example:
         >>> x = torch.ones(2**15, requires_grad=True)
@@ -61,7 +60,7 @@ def cut(outputs: Outputs, cuts: list[Cut]) -> Outputs:
         >>> torch.autograd.grad(cuts[0].ends[0], x, seed)[0].unique().tolist()
         [6.0]
     """
-    if is_transformed() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return outputs
     own = Cut()
 
@@ -74,9 +73,8 @@ def cut(outputs: Outputs, cuts: list[Cut]) -> Outputs:
         own.ends.append(tensor)
         own.beginnings.append(tensor.detach().requires_grad_())
         own.replaced.append(_GoesOn.apply(own.beginnings[-1]))
-        vars(own.replaced[-1]).update(
-            vars(tensor)
-        )  # what a model has written on its tokens, their height and width say
+        # What a model has written on its tokens, their height and width say.
+        vars(own.replaced[-1]).update(vars(tensor))
         return own.replaced[-1]
 
     def goes_on(tensor: Tensor) -> Tensor:
@@ -92,9 +90,9 @@ def cut(outputs: Outputs, cuts: list[Cut]) -> Outputs:
     return replaced
 
 
-def made_behind(tensors: Iterable[Tensor], cuts: list[Cut]) -> int:
-    """How many of the cuts had been made when the first of some tensors was."""
-    earliest = min(_number_of(tensor) for tensor in tensors)
+def made_behind(tokens: Tensor, cuts: list[Cut]) -> int:
+    """How many of the cuts had been made when some tokens were, or the first of their streams."""
+    earliest = min(map(_number_of, tokens._streams if isinstance(tokens, Streams) else (tokens,)))
     return sum(own.number <= earliest for own in cuts)
 
 

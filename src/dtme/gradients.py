@@ -54,9 +54,11 @@ def _first_not_finite(caught: Capture) -> str:
 
 
 def token_gradients(
-    losses: Mapping[str, Tensor], caught: Capture, number: int, backward: BackwardPasses | None = None
+    losses: dict[str, Tensor], caught: Capture, number: int, backward: BackwardPasses | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Block by block, mostly from the last to the first, per task the gradient of its loss by the tokens its stream brings there.
+
+    The losses are emptied: as long as one is held, so is the graph in front of it.
 
     Raises:
         ValueError: A gradient is not finite, no gradient of a task reaches the trunk, or two tasks read different runs of a
@@ -65,7 +67,7 @@ def token_gradients(
     if not losses:
         return
     tasks, roots = tuple(losses), list(losses.values())
-    del losses  # where the caller, too, has handed them over, the graph is let go of on the way
+    losses.clear()
     tensors, behind, places_of = _read_by(tasks, caught)
     of_tasks = [[place for places in own.values() for place in places] for own in places_of.values()]
     passes = BackwardPasses(alone=False) if backward is None else backward

@@ -63,13 +63,13 @@ def _of_gradients(model: nn.Module, batches: Sequence[dict[str, Tensor]], tasks:
             losses = weighted(task_losses(model, batch, tasks), tasks)
             for name, gradients in token_gradients(losses, caught, number):
                 place, entry = places[name], caught.entries[name]
-                stacked = torch.stack([gradients[task] for task in losses], 2).double()
+                stacked = torch.stack(list(gradients.values()), 2).double()
                 products = conflict_products(stacked)
                 against[place] += products.clamp(max=0).neg().sum()
                 whole[place] += products.abs().sum()
                 sizes = stacked.norm(dim=-1).clamp_min(1e-30)
                 imbalance[place] += (sizes.amax(-1) / sizes.amin(-1)).log().mean() / len(batches)
-                tokens = entry.valid_samples(entry.of_task(next(iter(losses)))).detach().double()
+                tokens = entry.valid_samples(entry.of_task(next(iter(gradients)))).detach().double()
                 scale, shift = torch.einsum("bnp,bnkp->kp", tokens, stacked), stacked.sum((0, 1))
                 modulators[number % 2][place].append(torch.cat([scale, shift], 1))
     halves = [[torch.stack(own).mean(0) for own in half] for half in modulators]
