@@ -18,6 +18,7 @@ from dtme.expanding import expanded, with_those_held_back, without_task_tokens
 from dtme.insert import Insert
 from dtme.layout import Layout
 from dtme.modulating import modulated
+from dtme.one_stream import enter_by, kind_of, remember
 from dtme.outputs import map_tensors, tensors_of, tokens_of
 from dtme.parallel import show_streams_plainly
 from dtme.remaking import remake
@@ -28,7 +29,14 @@ from dtme.streams import Groups, Streams, fold, groups_of, part, refine
 def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The forward pre-hook of a block with an insert: see `entered`."""
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
-    return entered(insert, block, args, kwargs)
+    kind = kind_of(insert, block, args, kwargs)
+    way = None if kind is None else insert.ways.get(kind)
+    if way is not None:
+        return enter_by(insert, way, args, kwargs)
+    call = entered(insert, block, args, kwargs)
+    if kind is not None:
+        remember(insert, block, kind, (args, kwargs), call)
+    return call
 
 
 def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

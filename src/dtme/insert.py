@@ -106,6 +106,7 @@ class Insert(nn.Module):
         passage: Of the call just now.
         hiding: A buffer that hides later positions.
         kinds: Of the calls that take task tokens: whether the block hides later positions by itself.
+        ways: Of the calls that one stream alone makes: how it goes through the block, see `one_stream`.
         tried: What has been found out by trying the block.
     """
 
@@ -154,6 +155,7 @@ class Insert(nn.Module):
         )
         self.copies = nn.ModuleList([copy_of(name, block, routing.model) for _ in self.copied])
         self.kinds: dict[Any, bool] = {}
+        self.ways: dict[Any, Any] = {}
         self.tried: set[str] = set()
         self.passage = Passage()
 

@@ -22,6 +22,12 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
         >>> map_tensors({"tokens": torch.ones(2), "maps": (torch.ones(1), None)}, lambda tensor: tensor + 1)
         {'tokens': tensor([2., 2.]), 'maps': (tensor([2.]), None)}
     """
+    if isinstance(output, Tensor):
+        return change(output)
+    if type(output) in (tuple, list):  # the tree functions would do as much, and take longer
+        return type(output)([map_tensors(value, change) for value in output])
+    if type(output) is dict:
+        return {key: map_tensors(value, change) for key, value in output.items()}
 
     def changed(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -54,6 +60,13 @@ def _like(mapping: MutableMapping[Any, Any]) -> MutableMapping[Any, Any]:
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Every tensor of an output, in the order in which `map_tensors` meets them."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    if type(output) in (tuple, list, dict):
+        for value in output.values() if type(output) is dict else output:
+            yield from tensors_of(value)
+        return
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, Tensor):
             yield leaf
