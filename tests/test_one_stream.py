@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def looked_at_anew(model: Model, *given: Any, task: str = TASKS[0]) -> Tensor:
 
 
 def known(model: nn.Module) -> int:
-    return sum(len(inner.ways) for inner in model.modules() if isinstance(inner, Insert))
+    return sum(len(inner.passage.ways) for inner in model.modules() if isinstance(inner, Insert))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -158,3 +159,14 @@ def test_no_more_kinds_of_calls_are_known_than_so_many(monkeypatch: pytest.Monke
         for samples in range(1, 12):
             model(tokens_of(samples, 20))
     assert 0 < known(model) <= 4
+
+
+@torch.no_grad()
+def test_a_model_is_saved_without_what_is_known_of_its_calls():
+    model = applied("modulation")
+    size = len(pickle.dumps(model))
+    with dtme.tasks(model, TASKS[0]):
+        model(tokens_of(3, 5))
+    assert known(model)
+    assert len(pickle.dumps(model)) <= size + 200
+    assert known(copy.deepcopy(model)) == 0

@@ -30,7 +30,7 @@ def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
     """The forward pre-hook of a block with an insert: see `entered`."""
     insert: Insert = block.dtme  # pyright: ignore[reportAssignmentType]
     kind = kind_of(insert, block, args, kwargs)
-    way = None if kind is None else insert.ways.get(kind)
+    way = None if kind is None else insert.passage.ways.get(kind)
     if way is not None:
         return enter_by(insert, way, args, kwargs)
     call = entered(insert, block, args, kwargs)

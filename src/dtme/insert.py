@@ -68,6 +68,7 @@ class Passage:
         entered: Whether the block has ever been called. It is set at every call and read behind the model's, not asked at the
             next: compiled code would be made a second time for the other answer.
         part_ran: Whether a part of the block has ever been called, set likewise.
+        ways: Of the calls that one stream alone makes: how it goes through the block, see `one_stream`.
     """
 
     groups: Groups = ()
@@ -83,6 +84,7 @@ class Passage:
     left_to_a_part: bool = False
     entered: bool = False
     part_ran: bool = False
+    ways: dict[Any, Any] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[Passage], tuple[()]]:
         """Copies of a model begin with a pass of their own."""
@@ -106,7 +108,6 @@ class Insert(nn.Module):
         passage: Of the call just now.
         hiding: A buffer that hides later positions.
         kinds: Of the calls that take task tokens: whether the block hides later positions by itself.
-        ways: Of the calls that one stream alone makes: how it goes through the block, see `one_stream`.
         tried: What has been found out by trying the block.
     """
 
@@ -155,7 +156,6 @@ class Insert(nn.Module):
         )
         self.copies = nn.ModuleList([copy_of(name, block, routing.model) for _ in self.copied])
         self.kinds: dict[Any, bool] = {}
-        self.ways: dict[Any, Any] = {}
         self.tried: set[str] = set()
         self.passage = Passage()
 

@@ -54,8 +54,13 @@ def kind_of(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
         return None
     if torch.is_grad_enabled() or routing.rows is not None:
         return None
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and (isinstance(value, Streams) or value.is_nested):
+            return None
     named = tuple([(name, _kind(value)) for name, value in kwargs.items()]) if kwargs else ()
-    said = vars(block).get("batch_first")
+    said = (
+        getattr(block, "batch_first", None) if hasattr(type(block), "batch_first") else vars(block).get("batch_first")
+    )
     return routing.active, routing.given, said, tuple([_kind(value) for value in args]), named
 
 
@@ -81,23 +86,25 @@ def remember(insert: Insert, block: nn.Module, kind: Hashable, given: Call, call
         return
     key = tokens_key(*given, insert.argument_names)
     tokens: Tensor = take(*given, key)
-    if type(tokens) is not Tensor or any(isinstance(value, Streams) for value in _values(given)):
+    if type(tokens) is not Tensor:
         return
-    if tokens.ndim == 3 and len(tokens) == tokens.shape[1] and "samples" not in insert.tried:
+    if tokens.ndim == 3 and 1 < len(tokens) == tokens.shape[1] and "samples" not in insert.tried:
         return  # which of the two are the samples is found out from values
     if passage.appended and not ("task tokens" in insert.tried and _is_told_nothing(given, call, tokens)):
         return
     layout = insert.layout_of(block, tokens)
     way = Way(key, layout, passage.groups, _place(insert, insert.modulated), _rows_of_tokens(insert), passage.adapting)
-    if len(insert.ways) >= MOST:
-        insert.ways.clear()
-    insert.ways[kind] = way
+    if len(passage.ways) >= MOST:
+        passage.ways.clear()
+    passage.ways[kind] = way
 
 
 def _is_told_nothing(given: Call, call: Call, tokens: Tensor) -> bool:
     """Whether nothing that a block is given follows its tokens when these are more."""
     before, now = _values(given), _values(call)
-    if len(before) != len(now) or not all(was is tokens or was is None or isinstance(was, bool) for was in before):
+    if len(before) != len(now) or any("mask" in name and value is not None for name, value in given[1].items()):
+        return False
+    if sum(not (was is None or isinstance(was, bool)) for was in before) != 1:  # the tokens, once
         return False
     return all(was is tokens or was is new for was, new in zip(before, now, strict=True))
 
