@@ -117,6 +117,67 @@ def test_a_word_about_where_samples_lie_counts_from_the_next_call_on():
         )
 
 
+@pytest.mark.parametrize("said", ["by the class", "by a property"])
+@torch.no_grad()
+def test_a_class_has_a_say_too(said: str, monkeypatch: pytest.MonkeyPatch):
+    model, given = applied("expansion", batch=1), tokens_of(6, 3)
+    with dtme.tasks(model, TASKS[0]):
+        for _ in range(2):
+            model(given)
+        word: Any = False if said == "by the class" else property(lambda _: False)
+        monkeypatch.setattr(Block, "batch_first", word, raising=False)
+        assert torch.equal(model(given)[TASKS[0]], looked_at_anew(model, given))
+
+
+class Flagged(Block):
+    """Takes its tokens as what it reads as well, or something else, and a flag that asks for a mask."""
+
+    def forward(self, tokens: Tensor, read: Tensor | None = None, use_mask: bool = False) -> Tensor:
+        return super().forward(tokens) + (0 if read is None else self.mix(read).mean())
+
+
+@pytest.mark.parametrize("how", ["the tokens twice", "a flag by place", "a flag by name"])
+@torch.no_grad()
+def test_with_task_tokens_a_call_that_says_more_is_looked_at(how: str):
+    model, given = applied("expansion"), tokens_of(3, 5)
+    block: Any = model.layers[1]
+    block.__class__ = Flagged
+    block.dtme.argument_names = ("tokens", "read", "use_mask")
+    call = {
+        "the tokens twice": lambda: block(given, given),
+        "a flag by place": lambda: block(given, None, True),
+        "a flag by name": lambda: block(given, use_mask=True),
+    }[how]
+    with dtme.tasks(model, TASKS[0]):
+        for _ in range(3):
+            call()
+        assert known(model) == 0
+        for _ in range(3):
+            block(given)
+        assert known(model) == 1
+
+
+@torch.no_grad()
+def test_one_sample_of_one_token_is_known_too():
+    model = applied("modulation")
+    with dtme.tasks(model, TASKS[0]):
+        model(tokens_of(1, 1))
+    assert known(model) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@torch.no_grad()
+def test_nested_tensors_beside_the_tokens_are_not_asked_for_a_shape():
+    model, given = applied("modulation"), tokens_of(3, 5)
+    block: Any = model.layers[1]
+    block.__class__ = Flagged
+    block.forward = lambda tokens, words: Block.forward(block, tokens)
+    words = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with dtme.tasks(model, TASKS[0]):
+        for _ in range(2):
+            block(given, words)
+
+
 def test_with_gradients_every_call_is_looked_at():
     model, given = applied("some of each"), tokens_of(3, 5)
     with dtme.tasks(model, TASKS[0]):

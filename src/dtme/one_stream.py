@@ -1,8 +1,11 @@
 """One stream alone through a block: what its call was found to be is known of the next call of that kind.
 
 Inference of one task is then hardly slower than that of the unmodified model. What a call is depends on what the block and
-the model are given, and on the tasks that are computed; with gradients or streams there is more to a call, and it is looked
-at each time.
+the model are given, and on the tasks that are computed: on shapes, types and flags, and on whether the block says where its
+samples lie. What depends on values is found out before a way is kept: that samples are samples, that task tokens are seen.
+
+Looked at each time are calls with gradients, of streams or of rows that have tasks of their own; blocks that are parts, have
+parts, copies or statistics; and with task tokens whatever a block is told of positions, masks or other sequences.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dtme.arguments import Call, exchange, take, tokens_key
-from dtme.expansion import append
+from dtme.eager import is_transformed, is_watched
+from dtme.expansion import append, kind_of_call
 from dtme.insert import Insert
 from dtme.lanes import Places
 from dtme.layout import Layout
@@ -50,17 +54,15 @@ class Way:
 def kind_of(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
     """What the way of a call depends on; `None` where it is to be looked at anew."""
     routing = insert.routing
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-        return None
-    if torch.is_grad_enabled() or routing.rows is not None:
+    if is_transformed() or is_watched() or torch.is_grad_enabled() or routing.rows is not None:
         return None
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and (isinstance(value, Streams) or value.is_nested):
             return None
     named = tuple([(name, _kind(value)) for name, value in kwargs.items()]) if kwargs else ()
-    said = (
-        getattr(block, "batch_first", None) if hasattr(type(block), "batch_first") else vars(block).get("batch_first")
-    )
+    # A module takes long to say that it has no such attribute.
+    own = "batch_first" in vars(block) or hasattr(type(block), "batch_first")
+    said = block.batch_first if own else None
     return routing.active, routing.given, said, tuple([_kind(value) for value in args]), named
 
 
@@ -90,7 +92,7 @@ def remember(insert: Insert, block: nn.Module, kind: Hashable, given: Call, call
         return
     if tokens.ndim == 3 and 1 < len(tokens) == tokens.shape[1] and "samples" not in insert.tried:
         return  # which of the two are the samples is found out from values
-    if passage.appended and not ("task tokens" in insert.tried and _is_told_nothing(given, call, tokens)):
+    if passage.appended and not ("task tokens" in insert.tried and _is_told_nothing(insert, given, call, tokens)):
         return
     layout = insert.layout_of(block, tokens)
     way = Way(key, layout, passage.groups, _place(insert, insert.modulated), _rows_of_tokens(insert), passage.adapting)
@@ -99,12 +101,12 @@ def remember(insert: Insert, block: nn.Module, kind: Hashable, given: Call, call
     passage.ways[kind] = way
 
 
-def _is_told_nothing(given: Call, call: Call, tokens: Tensor) -> bool:
-    """Whether nothing that a block is given follows its tokens when these are more."""
+def _is_told_nothing(insert: Insert, given: Call, call: Call, tokens: Tensor) -> bool:
+    """Whether a block is given its tokens, once, and nothing that follows them when these are more."""
     before, now = _values(given), _values(call)
-    if len(before) != len(now) or any("mask" in name and value is not None for name, value in given[1].items()):
+    if len(before) != len(now) or sum(not (was is None or isinstance(was, bool)) for was in before) != 1:
         return False
-    if sum(not (was is None or isinstance(was, bool)) for was in before) != 1:  # the tokens, once
+    if kind_of_call(insert.named(given), tokens.shape[1]) is None:  # a flag that asks for a mask
         return False
     return all(was is tokens or was is new for was, new in zip(before, now, strict=True))
 

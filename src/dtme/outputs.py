@@ -26,6 +26,8 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
         return change(output)
     if type(output) in (tuple, list):  # the tree functions would do as much, and take longer
         return type(output)([map_tensors(value, change) for value in output])
+    if output is None or isinstance(output, str | bool | int | float):
+        return output
     if type(output) is dict:
         return {key: map_tensors(value, change) for key, value in output.items()}
 
@@ -62,6 +64,8 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
     """Every tensor of an output, in the order in which `map_tensors` meets them."""
     if isinstance(output, Tensor):
         yield output
+        return
+    if output is None or isinstance(output, str | bool | int | float):
         return
     if type(output) in (tuple, list, dict):
         for value in output.values() if type(output) is dict else output:
