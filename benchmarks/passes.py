@@ -97,6 +97,36 @@ def one_task(size: Size, make: Callable[[nn.Module], dtme.Plan], turns: int, *, 
     return in_turn({"applied": chosen, "base": lambda: inference(plain, batch)}, turns).ratio("applied", "base")
 
 
+def by_hand(model: nn.Module) -> nn.Module:
+    """The `published` plan for one task by bare hooks, as one who knows the model would write them."""
+    blocks, width = dict(model.named_modules()), model.trunk.embed_dim
+    scale, shift = torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE)
+    token = torch.zeros(1, 1, width, device=DEVICE)
+    plan = published(model)
+    for name in plan.modulate:
+        blocks[name].register_forward_pre_hook(lambda _, args: (torch.addcmul(shift, args[0], scale),))
+    for name in plan.expand:
+        blocks[name].register_forward_pre_hook(
+            lambda _, args: (torch.cat([args[0], token.expand(len(args[0]), -1, -1)], 1),)
+        )
+        blocks[name].register_forward_hook(lambda _, args, output: output[:, :-1])
+    return model
+
+
+def one_task_by_hand(size: Size, turns: int) -> Middle:
+    """Inference of one task through an expanded model over that through the same by bare hooks."""
+    base, batch = size.model(), size.batch()
+    applied = dtme.apply(copy.deepcopy(base), published(base))
+    hooked = by_hand(copy.deepcopy(base))
+    hooked.heads = nn.ModuleDict({TASKS[0]: base.heads[TASKS[0]]})
+
+    def chosen() -> None:
+        with dtme.tasks(applied, TASKS[0]):
+            inference(applied, batch)
+
+    return in_turn({"applied": chosen, "hooked": lambda: inference(hooked, batch)}, turns).ratio("applied", "hooked")
+
+
 def rivals(size: Size, run: Pass, turns: int) -> dict[str, Middle]:
     """What others cost, as multiples of a plan of the same kind: K single-task models, and a pass per task."""
     base, batch = size.model(), size.batch()
