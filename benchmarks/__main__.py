@@ -55,7 +55,8 @@ def rows() -> Iterator[Row]:
     for called, (size, limit) in sizes.one_task.items():
         ratio = passes.one_task(size, passes.published, turns=25)
         yield Row("one task", f"TM+TE / unmodified, eager, {called}", ratio, at_most=limit)
-    yield Row("one task", "TM+TE / the same by bare hooks, eager", passes.one_task_by_hand(usual, 51), at_most=1.05)
+    ratio = passes.one_task(usual, passes.published, turns=51, changed=passes.by_hand)
+    yield Row("one task", "TM+TE / the same by bare hooks, eager", ratio, at_most=1.05)
     called, size = sizes.compiled
     ratio = passes.one_task(size, passes.published, turns=31, compiled=True)
     yield Row("one task", f"TM+TE / unmodified, compiled, {called}", ratio, at_most=ONE_TASK)

@@ -82,23 +82,8 @@ def batched_product(size: Size, turns: int) -> Middle:
     return in_turn({"ours": ours, "bare": bare}, turns).ratio("ours", "bare")
 
 
-def one_task(size: Size, make: Callable[[nn.Module], dtme.Plan], turns: int, *, compiled: bool = False) -> Middle:
-    """Inference of one task through an expanded model over the unmodified model of that task alone."""
-    base, batch = size.model(), size.batch()
-    applied: Any = dtme.apply(copy.deepcopy(base), make(base))
-    alone: Any = copy.deepcopy(base)
-    alone.heads = nn.ModuleDict({TASKS[0]: base.heads[TASKS[0]]})
-    run, plain = (torch.compile(applied), torch.compile(alone)) if compiled else (applied, alone)
-
-    def chosen() -> None:
-        with dtme.tasks(applied, TASKS[0]):
-            inference(run, batch)
-
-    return in_turn({"applied": chosen, "base": lambda: inference(plain, batch)}, turns).ratio("applied", "base")
-
-
 def by_hand(model: nn.Module) -> nn.Module:
-    """The `published` plan for one task by bare hooks, as one who knows the model would write them."""
+    """The `published` plan for one task by bare hooks, by one who knows the model; all as it is at the start."""
     blocks, width = dict(model.named_modules()), model.trunk.embed_dim
     scale, shift = torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE)
     token = torch.zeros(1, 1, width, device=DEVICE)
@@ -113,18 +98,26 @@ def by_hand(model: nn.Module) -> nn.Module:
     return model
 
 
-def one_task_by_hand(size: Size, turns: int) -> Middle:
-    """Inference of one task through an expanded model over that through the same by bare hooks."""
+def one_task(
+    size: Size,
+    make: Callable[[nn.Module], dtme.Plan],
+    turns: int,
+    *,
+    compiled: bool = False,
+    changed: Callable[[nn.Module], nn.Module] | None = None,
+) -> Middle:
+    """Inference of one task through an expanded model over the unmodified, or `changed`, model of that task alone."""
     base, batch = size.model(), size.batch()
-    applied = dtme.apply(copy.deepcopy(base), published(base))
-    hooked = by_hand(copy.deepcopy(base))
-    hooked.heads = nn.ModuleDict({TASKS[0]: base.heads[TASKS[0]]})
+    applied: Any = dtme.apply(copy.deepcopy(base), make(base))
+    alone: Any = copy.deepcopy(base) if changed is None else changed(copy.deepcopy(base))
+    alone.heads = nn.ModuleDict({TASKS[0]: base.heads[TASKS[0]]})
+    run, plain = (torch.compile(applied), torch.compile(alone)) if compiled else (applied, alone)
 
     def chosen() -> None:
         with dtme.tasks(applied, TASKS[0]):
-            inference(applied, batch)
+            inference(run, batch)
 
-    return in_turn({"applied": chosen, "hooked": lambda: inference(hooked, batch)}, turns).ratio("applied", "hooked")
+    return in_turn({"applied": chosen, "base": lambda: inference(plain, batch)}, turns).ratio("applied", "base")
 
 
 def rivals(size: Size, run: Pass, turns: int) -> dict[str, Middle]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from benchmarks import __main__ as command
 from benchmarks import analysis, passes
 from benchmarks.clock import Middle, Turns, once
 from benchmarks.page import speed_page
 from benchmarks.rows import Row, beyond, load, regressions, save, table
 from benchmarks.sizes import SIZES
-from benchmarks.subject import Size
+from benchmarks.subject import TASKS, Size
 from torch import Tensor
+
+import dtme
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,6 +135,19 @@ def test_every_device_has_models_that_exist_and_the_issues_limit_for_one_task(de
 
 
 TINY = Size("vit_tiny_patch16_224", pixels=32, samples=2, depth=2)
+
+
+@torch.no_grad()
+def test_bare_hooks_do_what_the_library_does():
+    base, image = TINY.model().eval(), TINY.batch()["image"]
+    applied = dtme.apply(copy.deepcopy(base), passes.published(base))
+    for name, parameter in dtme.added_parameters(applied):
+        if name.endswith(".tokens"):
+            parameter.zero_()  # hooks have a token of zeros
+    hooked, task = passes.by_hand(copy.deepcopy(base))(image)[TASKS[0]], TASKS[0]
+    with dtme.tasks(applied, task):
+        torch.testing.assert_close(applied(image)[task], hooked)
+    assert not torch.allclose(hooked, base(image)[task])
 
 
 def test_the_literal_way_and_the_analysis_give_the_same_rates():

@@ -49,14 +49,12 @@ def entered(insert: Insert, block: nn.Module, args: tuple[Any, ...], kwargs: dic
     key, layout = _place_and_layout(insert, block, args, kwargs)
     given: Tensor = take(args, kwargs, key)
     _check(insert, block, (args, kwargs), key, layout)
-    passage.batch_dim = layout.batch
+    passage.begin(layout.batch)
     passage.left_to_a_part = insert.leaves_to_a_part((args, kwargs))
     if passage.left_to_a_part:
         passage.groups = insert.parts[0].passage.groups = ()
         return args, kwargs
     rows, ids = given.shape[layout.batch], insert.routing.rows
-    passage.appended, passage.held, passage.recipe = 0, None, None
-    passage.folded = []
     if ids is None:
         passage.groups = _groups(insert, given)
         lanes = len(passage.groups)

@@ -86,6 +86,11 @@ class Passage:
     part_ran: bool = False
     ways: dict[Any, Any] = field(default_factory=dict)
 
+    def begin(self, batch_dim: int) -> None:
+        """A call begins: nothing of the one before is left."""
+        self.entered, self.batch_dim, self.left_to_a_part = True, batch_dim, False
+        self.appended, self.held, self.recipe, self.folded = 0, None, None, []
+
     def __reduce__(self) -> tuple[type[Passage], tuple[()]]:
         """Copies of a model begin with a pass of their own."""
         return Passage, ()

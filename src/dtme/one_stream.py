@@ -132,11 +132,8 @@ def enter_by(insert: Insert, way: Way, args: tuple[Any, ...], kwargs: dict[str, 
     """The call of a block with its tokens modulated and task tokens behind them: see `crossing.entered`, which gives the same."""
     passage, layout = insert.passage, way.layout
     given = tokens = take(args, kwargs, way.key)
-    passage.entered = True
-    passage.groups, passage.adapting, passage.batch_dim = way.groups, way.adapting, layout.batch
-    passage.lane_samples = given.shape[layout.batch]
-    passage.appended, passage.held, passage.recipe, passage.folded = 0, None, None, []
-    passage.left_to_a_part = False
+    passage.begin(layout.batch)
+    passage.groups, passage.adapting, passage.lane_samples = way.groups, way.adapting, given.shape[layout.batch]
     if insert.adapted:
         passage.idle = set(insert.low_rank)
     if way.modulator is not None:
