@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import analysis, memory, passes, processes
-from benchmarks.clock import CLOCK, once
+from benchmarks.clock import CLOCK, import_beyond_torch, once, seconds_of_help
 from benchmarks.page import speed_page
 from benchmarks.rows import Row, beyond, load, regressions, save, table
 from benchmarks.sizes import ONE_TASK, SIZES
@@ -64,13 +64,17 @@ def rows() -> Iterator[Row]:
         for rival, ratio in passes.rivals(usual, run, turns=5).items():
             yield Row("rivals", f"{name}: {rival} / the plan", ratio, at_least=0)
     yield Row("memory", "peak of analyze / of a training step", once(memory.of_analysis(usual)), at_most=1.0)
-    eleven = memory.with_tasks(usual, 11)
-    yield Row("memory", "peak of analyze / of a training step, 11 tasks", once(memory.of_analysis(eleven)), at_most=1.0)
+    six, eleven = memory.with_tasks(usual, 6), memory.with_tasks(usual, 11)
+    yield Row("memory", "peak of analyze / of a training step, 6 tasks", once(memory.of_analysis(six)), at_most=1.0)
+    yield Row("memory", "peak of analyze / of a training step, 11 tasks", once(memory.of_analysis(eleven)), at_most=1.4)
     several = once(memory.of_analysis(eleven, memory.reading_four_blocks(eleven)))
-    yield Row("memory", "peak of analyze / of a training step, 11 tasks, heads read four blocks", several, at_most=1.0)
+    yield Row("memory", "peak of analyze / of a training step, 11 tasks, heads read four blocks", several, at_most=1.4)
     limits = {"from the first block": 4.0, "from half way": 2.5}
     for where, peak in memory.of_streams(usual).items():
         yield Row("memory", f"step, 4 streams {where} / plain", once(peak), at_most=limits[where])
+    yield Row("start", "seconds of dtme --help", once(seconds_of_help()), at_most=1.0, compared=False)
+    what = "seconds of import dtme, all names, beyond torch"
+    yield Row("start", what, once(import_beyond_torch()), at_most=0.3, compared=False)
     if DEVICE == "cpu":
         for count in (2, 4):
             ratio = once(processes.speed_up(count))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import dtme
 from benchmarks.clock import Middle, in_turn, middle, seconds
 from benchmarks.subject import TASKS, Size, task_losses
-from dtme.blocks import find_blocks
-from dtme.capture import capture
-from dtme.token_space import TokenSpace, second_moment, token_space
+from dtme.measure.capture import capture
+from dtme.measure.token_space import TokenSpace, second_moment, token_space
+from dtme.trunk.blocks import find_blocks
 
 RATIO = 100.0
 SAME_RATES = 0.003
@@ -32,7 +32,7 @@ def against_its_parts(size: Size, batches: int, turns: int) -> Middle:
     model, data = size.model(), [size.batch(seed) for seed in range(batches)]
     ratios = []
     for turn in range(turns + 1):
-        whole = seconds(lambda: dtme.analyze(model, task_losses, data))
+        whole = seconds(lambda: dtme.analyze(model, task_losses, data, max_samples=None))
         if turn:
             ratios.append(whole / parts(model, data))
     return middle(ratios)
@@ -118,7 +118,7 @@ def against_the_literal_way(size: Size, batches: int, turns: int) -> tuple[Middl
     kept: dict[str, Any] = {}
 
     def ours() -> None:
-        kept["report"] = dtme.analyze(model, task_losses, data)
+        kept["report"] = dtme.analyze(model, task_losses, data, max_samples=None)
 
     def theirs() -> None:
         kept["rates"] = literal(model, together)

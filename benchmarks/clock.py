@@ -8,7 +8,10 @@ turn, and a ratio is the median of the ratios within a turn.
 from __future__ import annotations
 
 import gc
+import os
 import statistics
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -137,3 +140,23 @@ class Live(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, let_go)
         self.now += size
+
+
+def seconds_of_help(turns: int = 3) -> float:
+    """Processor time of `dtme --help` and of the Python that starts for it, the least of some turns."""
+    taken = []
+    for _ in range(turns):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "dtme", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(taken)
+
+
+def import_beyond_torch(turns: int = 3) -> float:
+    """Processor time of `import dtme` and of every public name, which load when asked for, where torch is loaded already."""
+    code = (
+        "import time, torch; begun = time.process_time(); import dtme; "
+        "[getattr(dtme, name) for name in dtme.__all__]; print(time.process_time() - begun)"
+    )
+    return min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(turns))

@@ -5,7 +5,7 @@
 One process and one thread. The unmodified model, the three applied ones, and the unmodified model on as many samples as
 there are streams times samples (what the larger batch alone costs) run in turn, so that what else the machine
 does falls on all of them alike; a ratio is the median over the turns, with its quartiles. Writes results/overhead.json,
-from which tests/zoo_table.py makes the second table of docs/zoo.md; `make overhead` does both.
+from which tests/helpers/zoo_table.py makes the second table of docs/zoo.md; `make overhead` does both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dtme
-from dtme.blocks import find_blocks
+from dtme.trunk.blocks import find_blocks
 
 RESULT = Path(__file__).parents[1] / "results/overhead.json"
 TASKS = ("depth", "normals", "semseg")

@@ -17,7 +17,7 @@ from benchmarks.clock import peak_bytes
 from benchmarks.passes import published
 from benchmarks.subject import CHANNELS, DEVICE, TASKS, Multitask, Size, last_half, step, task_losses
 
-TASKS_AND_SAMPLES = ((4, 2), (4, 4), (4, 16), (5, 16), (8, 16), (11, 2), (11, 16))
+TASKS_AND_SAMPLES = ((4, 2), (4, 4), (4, 16), (6, 2), (6, 4), (6, 16), (8, 16), (11, 2), (11, 16))
 FOUR = (2, 5, 8, 11)
 """Blocks that the heads of dense predictors read: after each quarter of twelve."""
 

@@ -17,10 +17,10 @@ from time import perf_counter
 import torch
 
 import dtme
-from dtme.bench.glue import glue_task, read_glue
-from dtme.bench.text import Batch, TextRecipe, TextRun, begin, build, insert, load, objective, task_losses
-from dtme.bench.text.batches import batches
-from dtme.bench.text.running import fast_precision
+from experiments.commands.run_all import fast_precision
+from experiments.text import Batch, Run, TextRecipe, begin, build, insert, load, objective
+from experiments.text.data.batches import batches
+from experiments.text.glue import glue_task, read_glue
 
 TASKS = tuple(glue_task(name) for name in ("CoLA", "MRPC", "STS-B", "RTE"))
 NAMES = tuple(task.name for task in TASKS)
@@ -32,14 +32,14 @@ PLANS = {
 }
 
 
-def seconds(run: TextRun, parts: list[Batch], rows: int) -> float:
+def seconds(run: Run, parts: list[Batch], rows: int) -> float:
     """A step on these batches together."""
     began = perf_counter()
     for part in parts:
-        loss = objective(task_losses(run.model, run.suite, part, run.recipe.precision), run.suite, part)
+        loss = objective(run.workload.losses(run.model, part), run.workload.suite, part)
         (loss * (len(part) / rows)).backward()
-    run.made.step()
-    run.made.zero_grad(set_to_none=True)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
     return perf_counter() - began
 
 
@@ -55,7 +55,7 @@ def main(data: str = "../shared/data/glue", turns: str = "12") -> None:
             insert(run, plan)
         run.model.train()
         ratios = []
-        drawing = replace(run.drawing, steps=int(turns) + 1)
+        drawing = replace(run.workload.drawing, steps=int(turns) + 1)
         for batch in batches(suite, drawing):
             mixed = seconds(run, [batch], len(batch))
             apart = seconds(run, [batch.of_task(task) for task in batch.tasks.unique().tolist()], len(batch))

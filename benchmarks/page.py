@@ -26,7 +26,7 @@ def speed_page(root: Path) -> str:
 
 
 def stopping(found: dict[str, dict[str, Any]]) -> str:
-    """What `benchmarks/stopping.py` found."""
+    """What `python -m experiments.studies.stopping` found."""
     own = next(iter(found.values()))
     spread = {
         space: {suite: max(own[f"{space}_score"]) - min(own[f"{space}_score"]) for suite, own in found.items()}
@@ -41,8 +41,8 @@ def stopping(found: dict[str, dict[str, Any]]) -> str:
         "",
         "## When an analysis stops",
         "",
-        f'`confidence=0.95`, {own["draws"]} draws each (`python benchmarks/stopping.py SUITE`). "Right" is the choice of blocks',
-        f"that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test is of the scores",
+        f'`confidence=0.95`, {own["draws"]} draws each (`python -m experiments.studies.stopping SUITE`). "Right" is the choice',
+        f"of blocks that all training samples give, or one within the tolerance of {own['tolerance']:g} of it. The test is",
         "that the plan ranks, rates over all tokens, and holds at every look by the limit theorem that its confidence sequence",
         "follows from; that what is rare may not have shown yet is met by one further sample of ordinary size, in which one of",
         "the two blocks conflicts at every token and the other at none.",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import dtme
 from benchmarks.clock import Middle, in_turn
 from benchmarks.subject import DEVICE, TASKS, Size, first_half, flops, inference, last_half
-from dtme.baselines import LoRAPerTask, branch
-from dtme.low_rank import low_rank_update
+from dtme.inserts.low_rank import low_rank_update
+from experiments.baselines import LoRAPerTask, branch
 
 Pass = Callable[[nn.Module, dict[str, Tensor]], None]
 

@@ -44,6 +44,6 @@ def _share(rank: int, processes: int, batches: int, meet: str, queue: Any) -> No
     model, share = size.model(), [size.batch(seed) for seed in range(rank, batches, processes)]
     dtme.analyze(model, task_losses, share[:1])
     start = time.process_time()
-    dtme.analyze(model, task_losses, share)
+    dtme.analyze(model, task_losses, share, max_samples=None)
     queue.put(time.process_time() - start)
     distributed.destroy_process_group()

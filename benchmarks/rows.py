@@ -13,7 +13,7 @@ import torch
 
 import dtme
 from benchmarks.clock import CLOCK, Middle
-from dtme.bench.hardware import hardware
+from experiments.runner.environment import hardware
 
 SLACK = 1.15
 """How many times worse a ratio may be than the committed one."""

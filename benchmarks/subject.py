@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clock import Work
-from dtme.blocks import find_blocks
+from dtme.trunk.blocks import find_blocks
 
 TASKS = ("depth", "edges", "normals", "semseg")
 CHANNELS = 8

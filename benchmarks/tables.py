@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.page import speed_page
 from dtme._files import write_text
-from dtme.bench.pages import fill
+from experiments.tables.doc_tables import fill
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,8 +25,8 @@ import dtme
 from benchmarks.clock import peak_bytes, seconds
 from benchmarks.subject import DEVICE, Size, first_half, last_half, task_losses
 from dtme._files import write_text
-from dtme.bench.hardware import hardware
-from dtme.blocks import find_blocks
+from dtme.trunk.blocks import find_blocks
+from experiments.runner.environment import hardware
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("edges", "normals", "parsing", "saliency", "semseg")
@@ -147,7 +147,7 @@ def analysis(size: Size, few: int, many: int, turns: int, *, compiled: bool) -> 
         compile_blocks(model)
 
     def analyse(batches: int) -> None:
-        dtme.analyze(model, in_bfloat16, list(islice(cycle(held), batches)))
+        dtme.analyze(model, in_bfloat16, list(islice(cycle(held), batches)), max_samples=None)
 
     # One graph serves the backward passes of all tasks, so that none of them may write over what the next one reads.
     with torch._functorch.config.patch(donated_buffer=False):  # pyright: ignore[reportAttributeAccessIssue]

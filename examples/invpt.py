@@ -201,18 +201,15 @@ def main(steps: int = 10, images: int = 16) -> None:
     """Train, measure, apply, train on."""
     torch.manual_seed(0)
     batches, model = draw(images), InvPT(CHANNELS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(dtme.parameter_groups(model, lr=1e-3, insert_lr=1e-2))
     train(model, task_losses, batches, optimizer, steps)
 
     # The decoder's stages hold attention too, so the blocks that the tasks share are named.
     report = dtme.analyze(model, task_losses, batches, blocks=r"trunk\.blocks\.\d+")
     print(report)
-    dtme.apply(model, report.plan(fraction=0.5))
-    added = dict(dtme.added_parameters(model))
-    for name, parameter in added.items():
+    dtme.expand(model, optimizer, report.plan(fraction=0.5))
+    for name, parameter in dtme.added_parameters(model):
         print(f"{name}: {tuple(parameter.shape)}")
-
-    optimizer.add_param_group({"params": list(added.values()), "lr": 1e-2, "weight_decay": 0.0})
     train(model, task_losses, batches, optimizer, steps)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import dtme
-from dtme.bench import text
+from experiments import text
 
 
 def main(folder: str, trunk: str = text.MINILM, out: str = "runs/own", steps: int = 1000) -> text.Figures:

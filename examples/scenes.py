@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dtme.bench.losses import balanced_edge_loss, depth_loss, normals_loss, segmentation_loss
-from dtme.bench.scenes import Label, render_split
+from experiments.dense.losses import balanced_edge_loss, depth_loss, normals_loss, segmentation_loss
+from experiments.dense.scenes import Label, render_split
 
 CHANNELS = {"semseg": len(Label), "depth": 1, "normals": 3, "edges": 1}
 LOSSES = {"semseg": segmentation_loss, "depth": depth_loss, "normals": normals_loss, "edges": balanced_edge_loss}

@@ -119,9 +119,11 @@ class PromptedLevel(nn.Module):
 class PromptedTrunk(nn.Module):
     """Task prompts and patches, through all levels."""
 
-    def __init__(self, tasks: int, size: int, patch: int, width: int, heads: int, levels: int, depth: int) -> None:
+    def __init__(
+        self, tasks: int, grid: tuple[int, int], patch: int, width: int, heads: int, levels: int, depth: int
+    ) -> None:
         super().__init__()
-        patches = (size // patch) ** 2
+        patches = math.prod(grid)
         self.embed = nn.Conv2d(3, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, patches, width))
         self.prompts = nn.Parameter(0.02 * torch.randn(1, tasks, width))
@@ -140,9 +142,9 @@ class PromptedTrunk(nn.Module):
 class PromptDecoder(nn.Module):
     """Where one task leaves the trunk: its prompt's affinities weigh the patches of its own stream."""
 
-    def __init__(self, task: int, tasks: int, width: int, channels: int, levels: int) -> None:
+    def __init__(self, task: int, tasks: int, width: int, channels: int, levels: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.task, self.tasks = task, tasks
+        self.task, self.tasks, self.grid = task, tasks, grid
         self.mix = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels)) for _ in range(levels))
         self.unit = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
 
@@ -156,9 +158,8 @@ class PromptDecoder(nn.Module):
             by_channel = patches * channels[:, self.task, None].sigmoid()
             summed.append(mix(patches + by_place + by_channel))
         features = torch.stack(summed).sum(0).mT  # b c m
-        side = math.isqrt(features.shape[2])
         regard = levels[-1].attention[:, :, self.task, : self.tasks].mean(1)
-        return Decoded(self.unit(features.unflatten(2, (side, side))), regard)
+        return Decoded(self.unit(features.unflatten(2, self.grid)), regard)
 
 
 class CrossTaskReweighting(nn.Module):
@@ -188,10 +189,10 @@ class TaskPrompter(nn.Module):
         self, outputs: Mapping[str, int], *, size: int = 64, patch: int = 8, width: int = 48, depth: int = 2
     ) -> None:
         super().__init__()
-        tasks, channels, levels = tuple(outputs), 32, 3
-        self.trunk = PromptedTrunk(len(tasks), size, patch, width, 3, levels, depth)
+        tasks, channels, levels, grid = tuple(outputs), 32, 3, (size // patch, size // patch)
+        self.trunk = PromptedTrunk(len(tasks), grid, patch, width, 3, levels, depth)
         self.decoders = nn.ModuleDict(
-            {task: PromptDecoder(index, len(tasks), width, channels, levels) for index, task in enumerate(tasks)}
+            {task: PromptDecoder(index, len(tasks), width, channels, levels, grid) for index, task in enumerate(tasks)}
         )
         self.reweighting = CrossTaskReweighting(tasks, channels)
         self.heads = nn.ModuleDict(
@@ -217,17 +218,14 @@ def main(steps: int = 10, images: int = 16) -> None:
     """Train, measure, apply, train on."""
     torch.manual_seed(0)
     batches, model = draw(images), TaskPrompter(CHANNELS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(dtme.parameter_groups(model, lr=1e-3, insert_lr=1e-2))
     train(model, task_losses, batches, optimizer, steps)
 
     report = dtme.analyze(model, task_losses, batches)
     print(report)
-    dtme.apply(model, report.plan(fraction=0.5))
-    added = dict(dtme.added_parameters(model))
-    for name, parameter in added.items():
+    dtme.expand(model, optimizer, report.plan(fraction=0.5))
+    for name, parameter in dtme.added_parameters(model):
         print(f"{name}: {tuple(parameter.shape)}")
-
-    optimizer.add_param_group({"params": list(added.values()), "lr": 1e-2, "weight_decay": 0.0})
     train(model, task_losses, batches, optimizer, steps)
 
 

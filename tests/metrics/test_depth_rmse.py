@@ -23,6 +23,15 @@ def test_invalid_pixels_do_not_count(invalid):
     assert metric.compute().item() == pytest.approx(2)
 
 
+def test_invpt_takes_negative_predictions_for_0_and_distant_pixels_for_unknown():
+    pair = torch.tensor([[[-3.0, 5.0, 9.0, 9.0]]]), torch.tensor([[[1.0, 5.0, 80.0, 255.0]]])
+    standard, published = DepthRMSE(), DepthRMSE(protocol="invpt")
+    for metric in (standard, published):
+        metric.update(*pair)
+    assert standard.compute().item() == pytest.approx(math.sqrt((4**2 + 0 + 71**2 + 246**2) / 4))
+    assert published.compute().item() == pytest.approx(math.sqrt((1 + 0) / 2))
+
+
 def test_half_precision_is_summed_in_double():
     metric = DepthRMSE()
     target = torch.full((1, 300, 300), 200.0, dtype=torch.float16)
@@ -54,6 +63,8 @@ def test_no_valid_pixel_is_nan():
         (torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), r"target .*\(1, 1, 4, 4\)"),
         (torch.ones(1, 4, 4, dtype=torch.int64), torch.ones(1, 4, 4), r"prediction .*int64"),
         (torch.full((1, 1, 1, 1), torch.nan), torch.ones(1, 1, 1), r"prediction has 1 NaN.*diverged"),
+        (torch.full((1, 1, 1, 1), torch.inf), torch.ones(1, 1, 1), r"prediction has 1 infinite.*float16"),
+        (torch.tensor([[[torch.inf, -torch.inf]]]), torch.ones(1, 1, 2), "prediction has 2 infinite"),
     ],
 )
 def test_refuses(prediction, target, message):

@@ -56,6 +56,22 @@ def test_second_sigmoid_of_the_invpt_protocol():
     assert score(pair, thresholds=[0.6], protocol="invpt") == 100
 
 
+def test_defaults_of_both_protocols():
+    assert MaxF().thresholds == tuple(k / 255 for k in range(256))
+    assert MaxF(protocol="invpt").thresholds == pytest.approx([0.05 * k for k in range(1, 20)])
+
+
+def test_invpt_has_four_levels_within_reach():
+    """Whatever lies between two of them counts alike: below 0.2007 salient and other pixels are not told apart."""
+    for low, high, told in ((0.1, 0.2, False), (0.19, 0.21, True), (0.21, 0.4, False), (0.4, 0.41, True)):
+        value = score((logits(low, high), labels(0, 1)), protocol="invpt")
+        assert value == pytest.approx(100 if told else f(1 / 2, 1))
+        assert score((logits(low, high), labels(0, 1))) == pytest.approx(100)
+    for low, high, told in ((0.61, 0.62, True), (0.62, 0.84, False), (0.84, 0.85, True), (0.85, 0.99, False)):
+        value = score((logits(low, high), labels(0, 1)), protocol="invpt")
+        assert value == pytest.approx(100 if told else f(1 / 2, 1))
+
+
 def test_ignored_pixels_do_not_count():
     assert score((logits(0.9, 0.1, 0.9), labels(1, 0, 255))) == 100
 

@@ -54,13 +54,23 @@ def test_order_and_common_rotation_do_not_matter():
     assert error(a, b) == pytest.approx(error(b, a)) == pytest.approx(error(*rotated))
 
 
-@pytest.mark.parametrize("invalid", [(0, 0, 0), (math.nan, 0, 1), (math.inf, 0, 1)])
+@pytest.mark.parametrize("invalid", [(0, 0, 0), (math.nan, 0, 1), (math.inf, 0, 1), (255, 255, 255)])
 def test_pixels_without_a_normal_do_not_count(invalid):
     assert error(image((0, 1, 1), (1, 0, 0)), image((0, 0, 1), invalid)) == pytest.approx(45)
 
 
 def test_a_prediction_of_length_zero_points_nowhere():
     assert error(image((0, 0, 0)), image((0, 0, 1))) == 90
+
+
+def test_equals_the_field_s_formula():
+    """2 atan2(|p - g|, |p + g|) of unit vectors."""
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.nn.functional.normalize(torch.randn(2, 2, 3, 9, 9, generator=generator, dtype=torch.float64), dim=2)
+    expected = (2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))).rad2deg().mean()
+    metric = MeanAngularError(protocol="invpt")
+    metric.update(5 * a, b)
+    assert error(a, b) == metric.compute().item() == pytest.approx(expected.item())
 
 
 def test_no_valid_pixel_is_nan():
@@ -75,6 +85,8 @@ def test_no_valid_pixel_is_nan():
         (torch.ones(1, 3, 4, 4), torch.ones(1, 4, 4), r"target .*\(1, 4, 4\)"),
         (torch.ones(1, 3, 4, 4), torch.ones(1, 3, 4, 4, dtype=torch.int8), r"target .*int8"),
         (image((math.nan, 0, 1)), image((0, 0, 1)), r"prediction has 1 NaN.*diverged"),
+        (image((math.inf, 0, 1)), image((0, 0, 1)), r"prediction has 1 infinite.*float16"),
+        (image((math.inf, -math.inf, 1)), image((0, 0, 0)), r"prediction has 2 infinite"),
     ],
 )
 def test_refuses(prediction, target, message):

@@ -65,6 +65,30 @@ def test_cut_into_batches_does_not_matter():
     assert 0 < whole < 100
 
 
+@pytest.mark.parametrize(("classes", "seen"), [(40, 13), (21, 21), (7, 4)])
+def test_equals_a_loop_over_the_classes(classes, seen):
+    """NYUD-v2, PASCAL-Context and human parts, of which not all classes occur."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(3, classes, 9, 8, generator=generator)
+    logits[:, seen:] = -9
+    target = torch.randint(seen, (3, 9, 8), generator=generator)
+    target[0, :4] = 255
+    known, labels = target != 255, logits.argmax(1)
+    ratios = []
+    for c in range(seen):
+        both = (known & (labels == c) & (target == c)).sum().item()
+        ratios.append(both / (known & ((labels == c) | (target == c))).sum().item())
+    assert value(MeanIoU(classes), (logits, target.to(torch.uint8))) == pytest.approx(100 * sum(ratios) / seen)
+    published = value(MeanIoU(classes, protocol="invpt"), (logits, target.to(torch.uint8)))
+    assert published == pytest.approx(100 * sum(ratios) / classes)
+
+
+def test_an_image_without_people_says_nothing_about_parts():
+    people = torch.tensor([[[0, 1, 6]]]), torch.tensor([[[0, 1, 6]]])
+    nobody = torch.tensor([[[0, 1, 6]]]), torch.full((1, 1, 3), 255)
+    assert value(MeanIoU(7), people, nobody) == 100
+
+
 def test_nothing_counted_is_nan():
     ignored = torch.tensor([[[0]]]), torch.tensor([[[255]]])
     assert math.isnan(value(MeanIoU(2), ignored))

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from dtme.metrics import OptimalDatasetF
-from dtme.metrics.thinning import thin
+from dtme.metrics.edges.thinning import thin
 
 
 def line(row, first=10, last=50, size=64):
@@ -57,7 +57,7 @@ def test_a_thick_line_matches_once():
 def test_thick_predictions_and_thick_labels_are_thinned():
     thick = line(19) + line(20) + line(21)
     assert score(logits(thick), thick) == 100
-    ends = 40 - int(thin(thick.int()).sum())  # thinning takes a pixel or two from the ends of a bar
+    ends = 40 - int(thin(thick[0].numpy() > 0).sum())  # thinning takes a pixel or two from the ends of a bar
     assert 0 < ends <= 3
     assert score(logits(thick), line(20)) == pytest.approx(100 * 2 * (40 - ends) / (80 - ends))
 
@@ -142,7 +142,7 @@ def test_equals_a_literal_computation():
     for threshold in thresholds:
         matched = predicted = true = 0
         for image, labels in zip(prediction.sigmoid() >= threshold, truth, strict=True):
-            one, other = (np.argwhere(thin(x[None].int())[0].numpy()) for x in (image, labels))
+            one, other = (np.argwhere(thin(x.bool().numpy())) for x in (image, labels))
             far = np.linalg.norm(one[:, None] - other[None], axis=-1) > 2
             matched += int((~far[linear_sum_assignment(far.astype(float))]).sum())
             predicted, true = predicted + len(one), true + len(other)
@@ -155,6 +155,55 @@ def test_ignored_pixels_are_neither_true_nor_predicted():
     target = line(20).to(torch.uint8)
     target[:, 30:] = 255
     assert score(logits(line(20) + line(40)), target) == 100
+
+
+def test_padding_changes_nothing():
+    """Neither the diagonal, of which the tolerance is a part, nor the border towards which edges are weakened."""
+    generator = torch.Generator().manual_seed(5)
+    target = (torch.rand(2, 40, 30, generator=generator) > 0.9).to(torch.uint8)
+    prediction = 3 * target.float() - 2 + torch.randn(2, 40, 30, generator=generator)
+    frame = (7, 11, 5, 9)
+    padded = torch.nn.functional.pad(target, frame, value=255)
+    for protocol in ("standard", "invpt"):
+        options = {"tolerance": 0.05, "protocol": protocol}
+        value = score(prediction, target, **options)
+        assert score(torch.nn.functional.pad(prediction, frame, value=9.0), padded, **options) == value
+        assert 0 < value < 100
+
+
+def test_images_of_a_batch_have_padding_of_their_own():
+    target = torch.full((2, 64, 64), 255, dtype=torch.uint8)
+    target[0, :30, :40], target[1] = 0, 0  # diagonals of 50 and 90.5
+    target[:, 10, 5:35] = 1
+    shifted = logits((target == 1).float().roll(2, dims=1))
+    options = {"min_distance": 0.0, "thresholds": [0.5]}
+    assert score(shifted, target, tolerance=0.039, **options) == pytest.approx(50)  # 1.95 and 3.5 pixels
+    assert score(shifted, target, tolerance=0.041, **options) == 100  # 2.05 pixels
+
+
+def test_an_image_that_is_ignored_whole_counts_nothing():
+    target = torch.stack([line(20)[0], torch.full((64, 64), 255.0)])
+    assert score(logits(torch.cat([line(20), line(40)])), target) == 100
+
+
+def test_threads_change_nothing():
+    generator = torch.Generator().manual_seed(6)
+    truth = (torch.rand(5, 24, 24, generator=generator) > 0.9).float()
+    prediction = 3 * truth - 2 + torch.randn(5, 24, 24, generator=generator)
+    alone = score(prediction, truth)
+    torch.set_num_threads(3)
+    try:
+        assert score(prediction, truth) == alone
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_suppression_makes_a_line_of_a_wide_ramp():
+    """At a low threshold, what is left of a wide hill is a blob, which thinning makes a line of somewhere in it."""
+    rows = torch.arange(64.0)[:, None].expand(64, 64)
+    hill = torch.exp(-((rows - 20) / 25).square())[None]  # 1 at row 20, 0.53 at row 0, 0.3 at row 47
+    assert score(logits(hill), line(20, 0, 64), thresholds=[0.3]) < 10
+    assert score(logits(hill), line(20, 0, 64), thresholds=[0.3], nms=True) > 95
 
 
 @pytest.mark.parametrize(
@@ -179,6 +228,7 @@ def test_refuses(prediction, target, message):
         ({"thresholds": []}, "thresholds"),
         ({"thresholds": [0.5, 0.4]}, "thresholds .*increasing"),
         ({"thresholds": [0.5, 1.5]}, "thresholds .*probabilities"),
+        ({"truth": "rims"}, "truth must be .*'rims'"),
     ],
 )
 def test_refuses_options(options, message):

@@ -7,6 +7,7 @@ import torch
 
 import dtme.viz
 from dtme.viz import conflict_maps
+from experiments import figures, page
 
 
 @pytest.mark.parametrize(("tasks", "blocks"), [(2, 1), (2, 48), (4, 12), (5, 12), (11, 1), (11, 48)])
@@ -95,6 +96,6 @@ def test_the_report_plots_itself(make_report):
 
 
 def test_figures_have_no_global_state():
-    sources = list(Path(dtme.viz.__file__).parent.glob("*.py"))
+    sources = [path for module in (dtme.viz, figures, page) for path in Path(module.__file__).parent.glob("*.py")]
     assert len(sources) > 10
     assert not [source.name for source in sources if "pyplot" in source.read_text(encoding="utf-8")]

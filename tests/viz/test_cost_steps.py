@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from dtme.block_flops import BlockFlops
-from dtme.budget import resolved, staircase
-from dtme.cost import price
-from dtme.flops import ModelFlops
-from dtme.parting import Inserts
-from dtme.viz import cost_steps, write_page
-from dtme.viz.captions import of_cost_steps
+from dtme.plan.budget import find_steps, sum_resolved
+from dtme.plan.cost import BlockFlops, ModelFlops, price
+from dtme.plan.placement import Inserts
+from dtme.viz import cost_steps
+from experiments.page.captions import of_cost_steps
+from experiments.page.page import write_page
 
 
 def with_flops(report, *, tokens=(5, 1)):
@@ -28,10 +27,10 @@ def test_long_names_still_fit(make_report, assert_readable):
 
 def test_the_line_is_the_staircase_and_the_dot_the_plan_without_a_budget(make_report):
     report = with_flops(make_report(3, 6))
-    steps, default = staircase(report, Inserts()), report.plan()
+    steps, default = find_steps(report, Inserts()), report.plan()
     above, below, _ = report.plot_costs().axes
     costs, shares = above.lines[0].get_data()
-    whole = resolved(report, default)
+    whole = sum_resolved(report, default)
     assert list(costs) == [1.0, *(step.cost for step in steps), above.get_xlim()[1]]
     assert list(shares[1:-1]) == [100 * step.resolved / whole for step in steps]
     assert list(above.collections[-1].get_offsets()[0]) == [price(default, report.flops).ratio, 100]
@@ -43,14 +42,14 @@ def test_the_line_is_the_staircase_and_the_dot_the_plan_without_a_budget(make_re
 def test_columns_are_the_streams_of_the_plans(make_report):
     report = with_flops(make_report(3, 6))
     drawn = report.plot_costs().axes[1].collections[0].get_array().T
-    steps = staircase(report, Inserts())
+    steps = find_steps(report, Inserts())
     assert drawn[0].tolist() == [1] * 6
     for column, step in zip(drawn[1:], steps, strict=True):
         assert column.tolist() == list(price(step.plan, report.flops).streams.values())
 
 
 def test_words_say_what_is_drawn(make_report):
-    steps = staircase(with_flops(make_report(3, 6)), Inserts())
+    steps = find_steps(with_flops(make_report(3, 6)), Inserts())
     assert f"{len(steps)} plans" in of_cost_steps(steps)
     assert f"all {steps[-1].cost:.2f}" in of_cost_steps(steps)
 

@@ -7,9 +7,9 @@ from matplotlib.patches import FancyBboxPatch
 from torch import nn
 
 from dtme import Plan, apply
+from dtme.plan.stream_layout import groups_per_block
 from dtme.viz import plan_map
 from dtme.viz.palette import SHARED, colours
-from dtme.viz.parting import groups_per_block
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
 TASKS = ("a", "b", "c")
@@ -112,13 +112,13 @@ def test_streams_are_those_a_model_runs(joint):
     plan = Plan(TASKS, modulate={blocks[1]: ("b",)}, expand={blocks[2]: TASKS}, joint_tokens=joint)
     model = apply(Model().eval(), plan)
     model(torch.randn(2, 5, 8))
-    run = [model.get_submodule(block).dtme.passage.groups for block in blocks[1:]]
+    run = [model.get_submodule(block).dtme.calls.last.groups for block in blocks[1:]]
     assert groups_per_block(plan, blocks)[1:] == run
 
 
 def test_streams_that_part_inside_a_block_are_said_to_part_there():
     blocks = [f"blocks.{place}" for place in range(4)]
-    plan = Plan(("a", "b"), adapt={"blocks.2": ("a", "b"), "blocks.3": ("b",)}).starting_at("mlp")
+    plan = Plan(("a", "b"), adapt={"blocks.2.mlp": ("a", "b"), "blocks.3": ("b",)})
     axes = plan_map(plan, blocks).axes[0]
     assert axes.get_title(loc="left") == "Streams part at blocks.2.mlp"
     said = " ".join(text.get_text() for text in axes.texts)

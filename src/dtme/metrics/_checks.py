@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from dtme._shapes import Float
@@ -15,11 +16,25 @@ from dtme._shapes import Float
 
 def reject_nan(prediction: Tensor) -> None:
     """Raise if the prediction holds NaN, which would turn the whole data set's value into NaN."""
-    if count := int(prediction.isnan().sum()):
+    if _sum(prediction).isnan() and (count := int(prediction.isnan().sum())):
         raise ValueError(
             f"prediction has {count} NaN among its {prediction.numel()} values: the model has diverged; "
             "lower the learning rate, or find the batch where its loss stopped being finite"
         )
+
+
+def reject_infinite(prediction: Tensor) -> None:
+    """Raise if the prediction holds an infinite value, of which no error can be taken; NaN is not looked for."""
+    if not _sum(prediction).isfinite() and (count := int(prediction.isinf().sum())):
+        raise ValueError(
+            f"prediction has {count} infinite among its {prediction.numel()} values: it has overflowed, as float16 does "
+            "beyond 65504; let the head compute in float32 or bfloat16, or look for where the model diverges"
+        )
+
+
+def _sum(prediction: Tensor) -> Tensor:
+    """The sum, finite only if every value is, at a tenth of what it costs to look at each."""
+    return prediction.sum(dtype=torch.promote_types(prediction.dtype, torch.float32))
 
 
 def one_channel(prediction: Tensor, target: Tensor) -> Float[Tensor, "b h w"]:

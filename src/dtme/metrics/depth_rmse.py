@@ -6,21 +6,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from dtme._shapes import Bool, Float, Shaped
-from dtme.metrics._checks import one_channel
+from dtme.metrics._checks import one_channel, reject_infinite
+from dtme.metrics._meter import Meter, Protocol
+
+_FARTHEST = 80.0
+"""Metres, in the field's tables; depth sensors reach 10."""
 
 
-class DepthRMSE(Metric):
+class DepthRMSE(Meter):
     r"""Root of the mean squared depth error over all valid pixels of the data set, in the targets' unit (metres).
 
     $$ \sqrt{\frac{1}{|V|} \sum_{v \in V} (d_v - \hat d_v)^2} $$
 
-    A pixel is valid where its true depth is finite and positive, as sensors write 0 where they measured nothing.
+    A pixel is valid where its true depth is finite and positive, as sensors write 0 where they measured nothing. All
+    pixels of the set count alike: the mean over images of each image's error, which older tables report, is another
+    number. Under `protocol="invpt"` negative predictions count as 0, and true depths of 80 m or more are not valid, so
+    that neither are pixels marked by 255, as in the tables published with InvPT, TaskPrompter and their descendants.
 
     Args:
+        protocol: What becomes of negative predictions and of true depths beyond 80 m.
         **kwargs: Options of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If `protocol` is unknown.
 
     Example:
         >>> metric = DepthRMSE()
@@ -30,13 +40,11 @@ class DepthRMSE(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
     squared_error: Tensor
     pixels: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, protocol: Protocol = "standard", **kwargs: Any) -> None:
+        super().__init__(protocol, **kwargs)
         self.add_state("squared_error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("pixels", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -48,10 +56,13 @@ class DepthRMSE(Metric):
             target: True depth in metres, `(B, H, W)`, of any floating type.
 
         Raises:
-            ValueError: If shapes do not fit or the prediction has NaN.
+            ValueError: If shapes do not fit or the prediction has NaN or infinite values.
         """
         depth = one_channel(prediction, target)
+        reject_infinite(depth)
         valid = self.valid(target)
+        if self.protocol == "invpt":
+            depth, valid = depth.clamp(min=0), valid & (target < _FARTHEST)
         self.squared_error += (depth[valid].double() - target[valid].double()).square().sum()
         self.pixels += valid.sum()
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from dtme._shapes import Float
 from dtme.metrics._checks import binary, increasing, one_channel
+from dtme.metrics._meter import Meter, Protocol
 from dtme.metrics.f_measure import best_f
 
+_THRESHOLDS: dict[Protocol, tuple[float, ...]] = {
+    "standard": tuple(level / 255 for level in range(256)),
+    "invpt": tuple(k / 20 for k in range(1, 20)),
+}
 
-class MaxF(Metric):
+
+class MaxF(Meter):
     r"""Best F-measure of a saliency map over a sweep of thresholds, in per cent.
 
     $$ \max_t \; 100 \, \frac{(1 + \beta^2) P_t R_t}{\beta^2 P_t + R_t}
@@ -23,11 +28,14 @@ class MaxF(Metric):
     with $T$ salient pixels, $\hat T_t$ pixels of probability at least $t$ and $TP_t$ pixels that are both, summed
     over the data set; $\beta^2 = 0.3$ weighs precision more, as Achanta et al., "Frequency-tuned salient region
     detection" (CVPR 2009), proposed. Under `protocol="invpt"` the probability goes through a second sigmoid before it
-    meets the thresholds, as in the tables published with InvPT and its descendants: all probabilities then lie
-    between 0.5 and 0.731, and a coarse sweep sees only a few levels of them.
+    meets the thresholds, as in the tables published with InvPT and its descendants: all then lie between 0.5 and
+    0.731, so that of that protocol's 19 thresholds those up to 0.5 mark every pixel, those from 0.75 none, and the four
+    between act as 0.2007, 0.4055, 0.6190 and 0.8473. Heads with two channels are measured by their difference, salient
+    minus background, whose sigmoid is the softmax.
 
     Args:
-        thresholds: Increasing probabilities; by default the 256 levels of an 8-bit map.
+        thresholds: Increasing probabilities; by default the 256 levels of an 8-bit map, and 0.05, 0.10, ... 0.95
+            under `protocol="invpt"`.
         ignore_index: Target label of the pixels that do not count.
         protocol: Whether thresholds apply to the probability or to its sigmoid.
         **kwargs: Options of `torchmetrics.Metric`.
@@ -43,8 +51,6 @@ class MaxF(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
     beta_squared = 0.3
     found: Tensor
     predicted: Tensor
@@ -52,17 +58,14 @@ class MaxF(Metric):
 
     def __init__(
         self,
-        thresholds: Sequence[float] = tuple(level / 255 for level in range(256)),
+        thresholds: Sequence[float] | None = None,
         ignore_index: int = 255,
-        protocol: Literal["standard", "invpt"] = "standard",
+        protocol: Protocol = "standard",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if protocol not in ("standard", "invpt"):
-            raise ValueError(f'protocol must be "standard" or "invpt", not {protocol!r}')
-        self.thresholds = increasing(thresholds)
+        super().__init__(protocol, **kwargs)
+        self.thresholds = increasing(_THRESHOLDS[protocol] if thresholds is None else thresholds)
         self.ignore_index = ignore_index
-        self.protocol = protocol
         per_threshold = torch.zeros(len(self.thresholds), dtype=torch.int64)
         self.add_state("found", per_threshold, dist_reduce_fx="sum")
         self.add_state("predicted", per_threshold.clone(), dist_reduce_fx="sum")
@@ -93,6 +96,10 @@ class MaxF(Metric):
     def compute(self) -> Float[Tensor, ""]:
         """The best F-measure in per cent; NaN while no pixel has counted."""
         return best_f(self.found, self.predicted, self.salient, self.beta_squared)
+
+    def extra_repr(self) -> str:
+        """What the representation says between its brackets."""
+        return f"thresholds={len(self.thresholds)}, {super().extra_repr()}"
 
 
 def _reaching(passed: Tensor, thresholds: int) -> Tensor:

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtme.report import ConflictReport
+from dtme.plan.rates import ConflictRates
+from dtme.plan.stream_layout import without_common_prefix
 from dtme.viz.palette import FAINT, INK, MUTED, PAPER, RATES, ink_on
-from dtme.viz.sheet import ellipsis, house_style, panel, sheet, text_width, without_common_prefix
+from dtme.viz.sheet import ellipsis, house_style, panel, sheet, text_width
 
 Rates = NDArray[np.float64]
 
@@ -29,7 +30,7 @@ _SPACES = (
 
 
 @house_style
-def conflict_maps(report: ConflictReport) -> Figure:
+def conflict_maps(report: ConflictRates) -> Figure:
     r"""The rates of a report as two maps on one colour scale, with the score of every block beside them.
 
     Rows are blocks, the first at the top; columns are pairs of tasks. A dot is a block's score, the mean of its row, with
@@ -42,7 +43,7 @@ def conflict_maps(report: ConflictReport) -> Figure:
     Example:
         >>> import torch
         >>> rate = torch.tensor([0.1, 0.4]).view(2, 1, 1) * (1 - torch.eye(2))
-        >>> report = ConflictReport(("a", "b"), ("x.0", "x.1"), (8, 8), (3, 3), rate, rate, rate / 9, rate / 9, 9,
+        >>> report = ConflictRates(("a", "b"), ("x.0", "x.1"), (8, 8), (3, 3), rate, rate, rate / 9, rate / 9, 9,
         ...                         (("", "shared"), ("shared", "")), (0.0, 0.0), 100.0, 0.95)
         >>> [text.get_text() for text in conflict_maps(report).axes[0].texts]
         ['0.10\n±.01', '0.40\n±.04']
@@ -163,7 +164,7 @@ def _halfwidth(width: float, digits: int = 2) -> str:
     return f"±{width:.{digits}f}".replace("±0.", "±.") if math.isfinite(width) else "±?"
 
 
-def _chance_of(report: ConflictReport, space: str) -> Rates:
+def _chance_of(report: ConflictRates, space: str) -> Rates:
     """What the score of every block is held against, not a number where that was not measured."""
     score = report.range_chance_score() if space == "range" else report.null_chance_score()
     return np.full(len(report.blocks), math.nan) if score is None else _rows(score)
@@ -195,7 +196,7 @@ def _draw_scores(
 
 
 def _draw_key(
-    figure: Figure, left: float, top: float, scale: Normalize, report: ConflictReport, widths: dict[str, Rates]
+    figure: Figure, left: float, top: float, scale: Normalize, report: ConflictRates, widths: dict[str, Rates]
 ) -> None:
     axes = panel(figure, left, top, 2.6, 0.13)
     bar = figure.colorbar(ScalarMappable(scale, RATES), cax=axes, orientation="horizontal")

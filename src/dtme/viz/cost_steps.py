@@ -9,28 +9,28 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dtme.budget import Step, resolved
-from dtme.cost import Cost, price
-from dtme.flops import ModelFlops
-from dtme.plan import Plan
-from dtme.report import ConflictReport
+from dtme.plan.budget import Step, sum_resolved
+from dtme.plan.cost import Cost, ModelFlops, price
+from dtme.plan.plan import Plan
+from dtme.plan.rates import ConflictRates
+from dtme.plan.stream_layout import without_common_prefix
 from dtme.viz.palette import BLOCK, FAINT, INK, METHODS, MUTED, PAPER, QUALITATIVE, ink_on
-from dtme.viz.sheet import ellipsis, house_style, panel, sheet, text_width, without_common_prefix
+from dtme.viz.sheet import ellipsis, house_style, panel, sheet, text_width
 
 _TOP, _WIDTH, _HEIGHT, _GAP = 0.4, 5.6, 2.2, 0.58
 _MOST_NAMED = 24  # up to so many blocks are named one by one
 
 
 @house_style
-def cost_steps(report: ConflictReport, steps: Sequence[Step], default: Plan) -> Figure:
+def cost_steps(rates: ConflictRates, steps: Sequence[Step], default: Plan) -> Figure:
     """The best that any budget buys, from the plain model on.
 
     Above, the conflict that the plan within each budget resolves, as a share of what the plan without one resolves, which
     is marked. Below, on the same axis, how many streams that plan gives each block, the first block at the top.
 
     Args:
-        report: With the FLOPs of its model.
-        steps: Its plans by rising cost, from `dtme.budget.staircase`.
+        rates: With the FLOPs of its model.
+        steps: Its plans by rising cost, from `dtme.plan.budget.find_steps`.
         default: The plan without a budget.
 
     Returns:
@@ -39,16 +39,16 @@ def cost_steps(report: ConflictReport, steps: Sequence[Step], default: Plan) -> 
     Raises:
         ValueError: The report holds no FLOPs, or there is no step.
     """
-    if not steps or isinstance(report.flops, str):
+    if not steps or isinstance(rates.flops, str):
         raise ValueError(
             "cost_steps: without FLOPs in the report, or conflict to be resolved, there is nothing to draw."
         )
-    bought, whole = price(default, report.flops), resolved(report, default)
-    end = max(len(report.tasks), bought.ratio, steps[-1].cost)
+    bought, whole = price(default, rates.flops), sum_resolved(rates, default)
+    end = max(len(rates.tasks), bought.ratio, steps[-1].cost)
     end += 0.02 * (end - 1)
 
-    named = len(report.blocks) <= _MOST_NAMED
-    prefix, blocks = without_common_prefix([ellipsis(name, 40) for name in report.blocks])
+    named = len(rates.blocks) <= _MOST_NAMED
+    prefix, blocks = without_common_prefix([ellipsis(name, 40) for name in rates.blocks])
     left = max(0.62, *(text_width(name) + 0.25 for name in [*blocks, prefix]))
     below = max(0.9, len(blocks) * (0.2 if named else 0.07))
     figure = sheet(left + _WIDTH + 0.35, _TOP + _HEIGHT + _GAP + below + 0.85)
@@ -59,7 +59,7 @@ def cost_steps(report: ConflictReport, steps: Sequence[Step], default: Plan) -> 
 
     top = _TOP + _HEIGHT + _GAP
     streams = panel(figure, left, top, _WIDTH, below)
-    colours, scale = _draw_streams(streams, steps, report, end)
+    colours, scale = _draw_streams(streams, steps, rates, end)
     _heading(figure, left, top - 0.36, "Streams", "that this plan gives each block")
     streams.set_yticks(
         [place + 0.5 for place in range(len(blocks))] if named else [0.5, len(blocks) - 0.5],
@@ -72,8 +72,8 @@ def cost_steps(report: ConflictReport, steps: Sequence[Step], default: Plan) -> 
     )
     streams.set_xlabel("inference of all tasks, × the plain model", fontsize=8, color=MUTED, labelpad=4)
 
-    key = panel(figure, left, top + below + 0.5, 0.26 * len(report.tasks), 0.17)
-    _draw_key(key, len(report.tasks), colours, scale)
+    key = panel(figure, left, top + below + 0.5, 0.26 * len(rates.tasks), 0.17)
+    _draw_key(key, len(rates.tasks), colours, scale)
     return figure
 
 
@@ -110,20 +110,20 @@ def _draw_staircase(axes: Axes, steps: Sequence[Step], whole: float, default: Co
 
 
 def _draw_streams(
-    axes: Axes, steps: Sequence[Step], report: ConflictReport, end: float
+    axes: Axes, steps: Sequence[Step], rates: ConflictRates, end: float
 ) -> tuple[LinearSegmentedColormap, BoundaryNorm]:
     """A column per plan, as wide as the budgets it is the best for; a row per block."""
-    assert isinstance(report.flops, ModelFlops)
-    tasks = len(report.tasks)
+    assert isinstance(rates.flops, ModelFlops)
+    tasks = len(rates.tasks)
     colours = LinearSegmentedColormap.from_list("streams", [BLOCK, QUALITATIVE[0], INK], tasks)
     scale = BoundaryNorm([count + 0.5 for count in range(tasks + 1)], tasks)
-    carried = [dict.fromkeys(report.blocks, 1), *(price(step.plan, report.flops).streams for step in steps)]
+    carried = [dict.fromkeys(rates.blocks, 1), *(price(step.plan, rates.flops).streams for step in steps)]
     edges = [1.0, *(step.cost for step in steps), end]
-    values = [[streams[block] for streams in carried] for block in report.blocks]
-    axes.pcolormesh(edges, range(len(report.blocks) + 1), values, cmap=colours, norm=scale)
-    axes.set(xlim=(1, end), ylim=(len(report.blocks), 0))
+    values = [[streams[block] for streams in carried] for block in rates.blocks]
+    axes.pcolormesh(edges, range(len(rates.blocks) + 1), values, cmap=colours, norm=scale)
+    axes.set(xlim=(1, end), ylim=(len(rates.blocks), 0))
     axes.hlines(
-        range(1, len(report.blocks)), 1, end, color=PAPER, linewidth=0.6 if len(report.blocks) <= _MOST_NAMED else 0.15
+        range(1, len(rates.blocks)), 1, end, color=PAPER, linewidth=0.6 if len(rates.blocks) <= _MOST_NAMED else 0.15
     )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=7.5, colors=MUTED)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
-from numpy.typing import NDArray
 
 PAPER = "#ffffff"
 INK = "#1d2733"
@@ -36,8 +33,6 @@ QUALITATIVE = (
 METHODS = {"ST": "#566270", "MT": "#0072b2", "TM": "#00a779", "TE": "#651a52", "TM+TE": "#d55e00"}
 
 RATES = "viridis"
-DEPTH = "magma_r"
-SIGNED = "RdBu_r"
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -70,19 +65,3 @@ def contrast(first: Sequence[float], second: Sequence[float]) -> float:
 def ink_on(colour: Sequence[float]) -> str:
     """White on dark and middle colours, which the eye prefers to dark on middle ones; dark on light colours."""
     return PAPER if contrast(to_rgb(PAPER), colour) > 3.3 else INK
-
-
-def label_colours(count: int) -> NDArray[np.uint8]:
-    """RGB of the class labels 0, 1, ...: the same label has the same colour in every figure.
-
-    Example:
-        >>> label_colours(2).tolist()
-        [[31, 119, 180], [255, 127, 14]]
-    """
-    listed = matplotlib.colormaps["tab20"](range(20))[:, :3]
-    strong_first = np.concatenate([listed[::2], listed[1::2]])
-    golden = (  # beyond the list, hues a golden angle apart
-        colorsys.hls_to_rgb(label * 0.618034 % 1, 0.35 + 0.15 * (label % 3), 0.6) for label in range(20, count)
-    )
-    rows = np.array([*strong_first, *golden])[:count]
-    return np.round(255 * rows).astype(np.uint8)

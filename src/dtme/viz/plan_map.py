@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from dtme.plan import Plan
-from dtme.streams import Groups
+from dtme.plan.plan import Plan
+from dtme.plan.stream_layout import groups_per_block, place_of, untangled, without_common_prefix
+from dtme.streams.groups import Groups
 from dtme.viz.palette import BLOCK, INK, MUTED, PAPER, SHARED, colours
-from dtme.viz.parting import groups_per_block, place_of, untangled
-from dtme.viz.sheet import canvas, ellipsis, house_style, sheet, text_width, without_common_prefix
+from dtme.viz.sheet import canvas, ellipsis, house_style, sheet, text_width
 
 _INSERTS = {
     "modulate": ("D", 0.0, "modulator: W ⊙ tokens + b"),

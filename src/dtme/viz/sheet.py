@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
-
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -75,20 +72,3 @@ def ellipsis(name: str, length: int = 24) -> str:
     """
     kept = (length - 1) // 2
     return name if len(name) <= length else f"{name[:kept]}…{name[-kept:]}"
-
-
-def without_common_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
-    """The dotted prefix that all names share, and what of each name remains.
-
-    Example:
-        >>> without_common_prefix(["trunk.blocks.0", "trunk.blocks.1"])
-        ('trunk.blocks.', ['0', '1'])
-        >>> without_common_prefix(["trunk.blocks.0"])
-        ('', ['trunk.blocks.0'])
-    """
-    if len(names) < 2:
-        return "", list(names)
-    parts = [name.split(".")[:-1] for name in names]
-    shared = [levels[0] for levels in takewhile(lambda levels: len(set(levels)) == 1, zip(*parts, strict=False))]
-    prefix = "".join(f"{level}." for level in shared)
-    return prefix, [name[len(prefix) :] for name in names]

@@ -1,0 +1,71 @@
+"""What every command on a dense suite is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.dense.experiment import Bench
+from experiments.dense.recipe import PLATEAU, SETTLED, TRANSFER
+
+REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU, "settled": SETTLED}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which runs of a suite are meant.
+
+    Attributes:
+        suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
+        data: Archive or folder of the suite's data.
+        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end; `settled`: the
+            same trunk, which then moves little.
+        seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
+        steps: Training steps of each row, if not the recipe's.
+        width: Channels of the trunk, if not the recipe's: what rows begin with is then trained anew, once.
+        weights: Of the losses, from the start of what rows begin with: `common`, those in common use, or `tuned`, those that
+            serve plain training best.
+        out: Folder of the results, by default runs/SUITE-REGIME, with -tuned for such weights and -wide64 for such a width. What
+            is finished there is used again.
+    """
+
+    suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional]
+    data: Path | None = None
+    regime: Literal["transfer", "plateau", "settled"] = "plateau"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int | None = None
+    width: int | None = None
+    weights: Literal["common", "tuned"] = "common"
+    out: Path | None = None
+
+    def folder(self, suffix: str = "") -> Path:
+        """Of the results."""
+        weights = "-tuned" if self.weights == "tuned" else ""
+        width = "" if self.width is None else f"-wide{self.width}"
+        return self.out or Path("runs") / f"{self.suite}-{self.regime}{weights}{width}{suffix}"
+
+    def benches(self, folder: Path, held_out: Literal["test", "val"] = "test") -> Sequence[Bench]:
+        """One benchmark run per seed.
+
+        Raises:
+            ValueError: There is no seed, a file is where the results should be, or the suite takes no data.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out={str(folder)!r} is a file: give a folder for the results.")
+        if self.suite == "scenes" and self.data is not None:
+            raise ValueError(f"data={str(self.data)!r}: the suite 'scenes' is rendered and reads none. Leave it out.")
+        recipe = REGIMES[self.regime]
+        if self.steps is not None:
+            recipe = replace(recipe, steps=self.steps, expand_at=min(recipe.expand_at, self.steps // 10))
+        if self.width is not None:
+            recipe = replace(recipe, width=self.width)
+        if not self.seeds:
+            raise ValueError("seeds: give at least one whole number.")
+        return [
+            Bench(self.suite, recipe, folder / f"seed-{seed}", self.data, seed, held_out, self.weights)
+            for seed in dict.fromkeys(self.seeds)
+        ]

@@ -1,0 +1,1 @@
+"""Commands that make every committed result, and the studies that stand alone."""

@@ -1,0 +1,1 @@
+"""From finished rows to the tables of README and docs."""

@@ -1,0 +1,1 @@
+"""What is trained on in text tasks: files, sentences as token ids, and how batches are drawn from them."""

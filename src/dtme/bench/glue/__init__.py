@@ -1,6 +1,0 @@
-"""GLUE (Wang et al., ICLR 2019): nine tasks about English sentences, none of which shares its sentences with another."""
-
-from dtme.bench.glue.hub import read_hub
-from dtme.bench.glue.tasks import TASKS, folders_in, glue_task, read_glue
-
-__all__ = ["TASKS", "folders_in", "glue_task", "read_glue", "read_hub"]
