@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from experiments.dense.backbones.few_images import FewImagesRecipe
 from experiments.dense.recipe import Recipe
 from experiments.dense.suite import Split, Suite
 from experiments.runner.environment import hardware, versions
@@ -83,7 +84,7 @@ class Bench(Experiment):
 
             if self.data is None:
                 raise ValueError("the suite 'nuclei' needs its data: --data FOLDER_OR_TAR.")
-            return nuclei.suite(self.data, size=size, progress=report)
+            return _cut(nuclei.suite(self.data, size=size, progress=report), self.recipe)
         from experiments.dense import scenes
 
         pretrain, train, test = self.recipe.images
@@ -108,6 +109,20 @@ class Bench(Experiment):
     def made_with(self) -> dict[str, Any]:
         """Versions and hardware."""
         return {"made_with": {"versions": versions(), "hardware": hardware()}}
+
+
+def _cut(suite: Suite, recipe: Recipe) -> Suite:
+    """The suite with as few training images as a recipe of few images says: tiles of all pictures, drawn once for all seeds."""
+    if not isinstance(recipe, FewImagesRecipe):
+        return suite
+    assert isinstance(suite.train, Split)
+    wanted = recipe.images[1]
+    if wanted > len(suite.train):
+        raise ValueError(f"images={wanted}: {suite.name} has {len(suite.train)} to train on. Give at most that.")
+    rows = torch.randperm(len(suite.train), generator=torch.Generator().manual_seed(0))[:wanted]
+    return replace(
+        suite, train=Split(suite.train.images[rows], {name: own[rows] for name, own in suite.train.targets.items()})
+    )
 
 
 def _together(one: Split, two: Split) -> Split:

@@ -100,6 +100,16 @@ class Recipe:
         """Training takes the model as it is."""
         return False
 
+    @property
+    def settles_statistics(self) -> bool:
+        """Batch norms are measured anew on the training split, once training has ended."""
+        return True
+
+    @property
+    def measured_at(self) -> tuple[int, ...]:
+        """Steps after which losses and metrics are measured on both splits: none."""
+        return ()
+
 
 PRETRAINING = -1
 """The seed of the pretraining's data order and first weights: no row shares it."""

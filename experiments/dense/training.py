@@ -202,12 +202,27 @@ def predict(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def evaluate(model: nn.Module, split: Images, tasks: Sequence[Task], *, batch: int = 50) -> dict[str, float]:
     """Each task's metric over a whole split, over the images that something is known of."""
+    return measure(model, split, tasks, batch=batch)["metrics"]
+
+
+@torch.no_grad()
+def measure(model: nn.Module, split: Images, tasks: Sequence[Task], *, batch: int = 50) -> dict[str, dict[str, float]]:
+    """Each task's metric over a whole split, and its loss, the mean over batches by their images."""
     share_buffers(model)
+    model.eval()
     metrics = {task.name: task.metric().to(split.device) for task in tasks}
+    summed, seen = dict.fromkeys(metrics, 0.0), dict.fromkeys(metrics, 0)
     for own in split.in_order(batch):
-        outputs = predict(model, own["image"])
+        outputs = model(own["image"])
         for task in tasks:
+            last = guesses(outputs[task.name])[0]
             target = own.get(task.measured_on or task.name)
             if target is not None:
-                metrics[task.name].update(outputs[task.name], target)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+                metrics[task.name].update(last, target)
+            if task.name in own:
+                summed[task.name] += float(task.loss(last, own[task.name])) * len(own["image"])
+                seen[task.name] += len(own["image"])
+    return {
+        "metrics": {name: float(metric.compute()) for name, metric in metrics.items()},
+        "losses": {name: summed[name] / seen[name] for name in metrics if seen[name]},
+    }

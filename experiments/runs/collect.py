@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +54,15 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
             metrics, spent = reference, sum(row["seconds"] for row in single.values())
             row = next(iter(single.values()))
             steps, watched = bench.recipe.steps, {name: row[name] for name in ("made_with", "skipped") if name in row}
+            if "looks" in row:
+                watched["looks"] = together(list(single.values()))
         else:
             row = bench.read_row(method)
             metrics, spent, steps = row["metrics"], row["seconds"], row["steps"]
             curves[method] = row["curves"]
-            watched = {name: row[name] for name in ("conflict", "cosines", "made_with", "skipped") if name in row}
+            watched = {
+                name: row[name] for name in ("conflict", "cosines", "looks", "made_with", "skipped") if name in row
+            }
         plan, known = plan_of_method(bench, method), method_of(method)
         if "conflict" in watched:
             watched["conflict_before"] = _scores(known.branch.measured(bench))
@@ -101,6 +106,21 @@ def collect(bench: Bench, methods: Sequence[str], *, command: str, seconds: floa
     }
     write_json(bench.out / "results.json", results, indent=1)
     return results
+
+
+def together(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured on the way of single-task models, as if it had been one model of all tasks.
+
+    >>> together([{"looks": [{"step": 1, "metrics": {"a": 0.5}}]}, {"looks": [{"step": 1, "metrics": {"b": 2.0}}]}])
+    [{'step': 1, 'metrics': {'a': 0.5, 'b': 2.0}}]
+    """
+    merged = []
+    for looks in zip(*(row["looks"] for row in rows), strict=True):
+        named = {name: [look[name] for look in looks] for name in looks[0]}
+        merged.append(
+            {name: dict(ChainMap(*own[::-1])) if isinstance(own[0], dict) else own[0] for name, own in named.items()}
+        )
+    return merged
 
 
 def _scores(report: ConflictReport) -> dict[str, float]:

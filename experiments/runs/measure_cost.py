@@ -61,7 +61,9 @@ def price(bench: Bench, methods: Sequence[str], report: Report) -> None:
         for name, make in _makers(bench, suite, method).items():
             own = make()
             of_step, of_pass = compare(plain, own, [batch] * (TURNS + 1))
-            step_flops, pass_flops = (mine / theirs for mine, theirs in zip(_flops_of(own, batch), of_plain, strict=True))
+            step_flops, pass_flops = (
+                mine / theirs for mine, theirs in zip(_flops_of(own, batch), of_plain, strict=True)
+            )
             costs[name] = {
                 "step": of_step,
                 "inference": of_pass,

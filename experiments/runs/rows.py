@@ -7,7 +7,7 @@ are measured, with its weights, its optimiser's state and its place in the sched
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from torch import nn
 from dtme._files import written_whole
 from dtme.attach.apply import apply
 from dtme.plan.plan import Plan
-from experiments.dense.backbones.recipe import BackboneRecipe
 from experiments.dense.branch_point import BranchPoint, conflict_of, plain_run, reach
 from experiments.dense.experiment import Bench
 from experiments.dense.methods import Method
@@ -28,7 +27,7 @@ from experiments.dense.model import build
 from experiments.dense.multi_task_model import MultiTaskModel
 from experiments.dense.pretraining import start_of
 from experiments.dense.recipe import Recipe
-from experiments.dense.suite import Suite
+from experiments.dense.suite import Split, Suite, Task
 from experiments.dense.training import (
     add_inserts,
     add_own,
@@ -36,6 +35,7 @@ from experiments.dense.training import (
     compiled,
     evaluate,
     freeze_trunk,
+    measure,
     settle_statistics,
 )
 from experiments.methods.gradient_cosines import CosineLog
@@ -176,6 +176,15 @@ def trained(bench: Bench, name: str) -> nn.Module:
     return model.to(suite.train.device)
 
 
+def _look(run: Run, suite: Suite, tasks: Sequence[Task]) -> None:
+    """Measure losses and metrics on as many images of the training split as of the other, and on that one."""
+    assert isinstance(suite.train, Split)
+    settle_statistics(run.model, suite.train)  # training itself reads those of its batches
+    train = suite.train.first(len(suite.test))
+    for split, images in (("train", train), ("test", suite.test)):
+        run.looks.append({"step": run.step, "split": split, **measure(run.model, images, tasks)})
+
+
 def _save(model: nn.Module, path: Path) -> None:
     with written_whole(path) as temporary:
         save_file(model.state_dict(), temporary)
@@ -183,16 +192,27 @@ def _save(model: nn.Module, path: Path) -> None:
 
 def _finish(bench: Bench, name: str, suite: Suite, run: Run, report: Report) -> None:
     """Train to the end and measure."""
+    tasks, share = run.workload.tasks, run.workload.steps / bench.recipe.steps
+    looks_at = [round(step * share) for step in bench.recipe.measured_at]
     with compiled(run.model, bench.recipe):
-        train_to_end(bench, name, run, report)
-    tasks = run.workload.tasks
-    if not isinstance(bench.recipe, BackboneRecipe):  # as in the field, whose statistics are those that training leaves
-        settle_statistics(run.model, suite.train)
-    metrics = evaluate(run.model, suite.test, tasks)
+        train_to_end(bench, name, run, report, lambda run: _look(run, suite, tasks), looks_at)
+    if run.looks and run.looks[-1]["step"] == run.step:
+        metrics = run.looks[-1]["metrics"]
+    else:
+        if bench.recipe.settles_statistics:
+            settle_statistics(run.model, suite.train)
+        metrics = evaluate(run.model, suite.test, tasks)
     by_first(lambda: _save(run.model, bench.path_of(name, "safetensors")))
-    found: dict[str, Any] = {"metrics": metrics, "curves": run.curves, "seconds": run.seconds, "steps": run.workload.steps}
+    found: dict[str, Any] = {
+        "metrics": metrics,
+        "curves": run.curves,
+        "seconds": run.seconds,
+        "steps": run.workload.steps,
+    }
     if suite.train.skipped or suite.test.skipped:
         found["skipped"] = {"train": len(suite.train.skipped), "test": len(suite.test.skipped)}
+    if run.looks:
+        found["looks"] = run.looks
     found["weights"] = {task.name: task.weight for task in tasks}
     if isinstance(run.balancing, CosineLog):
         found["cosines"] = [[round(cosine, 3) for cosine in look] for look in run.balancing.cosines.tolist()]

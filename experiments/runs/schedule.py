@@ -97,7 +97,7 @@ def _data_jobs(bench: Bench) -> list[Job]:
     if bench.suite != "scenes":
         return []  # read from disk, batch by batch
     splits = zip(("pretrain", "train", "test"), bench.recipe.images, strict=True)
-    return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits]
+    return [Job(f"scenes, {split}", render, (bench, split, count)) for split, count in splits if count]
 
 
 def read(bench: Bench, report: Report) -> None:

@@ -83,6 +83,7 @@ class Run:
         seconds: Spent in them.
         curves: By task, pairs of step and training loss, a mean over the steps since the pair before.
         pending: By task, the losses since its last pair.
+        looks: What was measured on the way, each with its step.
     """
 
     model: nn.Module
@@ -93,6 +94,7 @@ class Run:
     seconds: float = 0.0
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     pending: dict[str, list[float]] = field(default_factory=dict)
+    looks: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
         """Everything that another run needs to branch off or to go on here, in plain types and tensors."""
@@ -104,6 +106,7 @@ class Run:
             "seconds": self.seconds,
             "curves": self.curves,
             "pending": self.pending,
+            "looks": self.looks,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -113,6 +116,7 @@ class Run:
         if self.balancing is not None:
             self.balancing.load_state_dict(state["balancing"])
         self._go_on_from(state["step"], state["seconds"], state["curves"], state.get("pending", {}))
+        self.looks = list(state.get("looks", []))
 
     def take_over(self, other: Run) -> None:
         """Go on from where another run was, with all that it has; what only this one has stays as it is."""

