@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.dense.backbones.few_images import few_images_recipe
+from experiments.dense.backbones.few_images import FewImagesRecipe, few_images_recipe
 from experiments.dense.experiment import Bench
 from experiments.dense.recipe import PLATEAU, SETTLED, TRANSFER, Recipe
 
@@ -75,6 +75,10 @@ class Options:
         if not self.seeds:
             raise ValueError("seeds: give at least one whole number.")
         recipe = self.recipe()
+        if isinstance(recipe, FewImagesRecipe):
+            from experiments.dense.backbones.weights import first_weights
+
+            first_weights(recipe)  # what is wrong with them is said before anything is rendered
         return [
             Bench(self.suite, recipe, folder / f"seed-{seed}", self.data, seed, held_out, self.weights)
             for seed in dict.fromkeys(self.seeds)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dtme._files import write_text
-from experiments.dense.experiment import Bench
 from dtme.metrics import delta_m
+from experiments.dense.experiment import Bench
 
 ROW_RATES = (0.3, 1.0)
 HEAD_RATES = (1.0, 3.0)

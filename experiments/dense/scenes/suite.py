@@ -14,7 +14,8 @@ from experiments.dense.scenes.solids import Label
 from experiments.dense.suite import Split, Suite, Task
 from experiments.runner.cache import cached
 
-SPLITS = ("pretrain", "train", "test")
+SplitName = Literal["pretrain", "train", "test", "val"]
+SPLITS: tuple[SplitName, ...] = ("pretrain", "train", "test")
 _SEED_OF_VAL = 1_000_000  # far from the seeds of the other splits
 _PORTION = 32  # scenes rendered between two reports of progress
 
@@ -40,7 +41,7 @@ def suite(
         seed: Whole number; suites of different seeds share no scene, nor do the splits of one.
         progress: Called with the number of scenes made so far and in all; a split in the cache counts at once.
     """
-    counts = {split: count for split, count in zip(SPLITS, (pretrain, train, test), strict=True) if count}
+    counts: dict[SplitName, int] = {split: count for split, count in zip(SPLITS, (pretrain, train, test), strict=True) if count}
     splits, done, total = {}, 0, sum(counts.values())
     for split, count in counts.items():
         advance = None if progress is None else _offset(progress, done, total)
@@ -55,7 +56,7 @@ def suite(
 
 
 def render_split(
-    split: Literal["pretrain", "train", "test", "val"],
+    split: SplitName,
     count: int,
     *,
     size: int = 64,
