@@ -6,6 +6,7 @@ and watches a pipe to the process that started it: where that one ends, however 
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import queue
@@ -193,6 +194,9 @@ def _show(messages: Any, display: Display, seconds: float) -> None:
         pass
 
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+"""Numbers that glibc's malloc.h has for them."""
+
 _messages: Any = None  # of this worker, set once when it starts
 
 
@@ -202,9 +206,18 @@ def _start_worker(messages: Any, alive: Connection) -> None:
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _keep_freed_memory()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one: giving it back and asking again takes a third of a step of ViT-S."""
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is not None:
+        change(_MMAP_THRESHOLD, 1 << 25)  # the most that it takes
+        change(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _end_with_parent(alive: Connection) -> None:

@@ -41,7 +41,9 @@ def suite(
         seed: Whole number; suites of different seeds share no scene, nor do the splits of one.
         progress: Called with the number of scenes made so far and in all; a split in the cache counts at once.
     """
-    counts: dict[SplitName, int] = {split: count for split, count in zip(SPLITS, (pretrain, train, test), strict=True) if count}
+    counts: dict[SplitName, int] = {
+        split: count for split, count in zip(SPLITS, (pretrain, train, test), strict=True) if count
+    }
     splits, done, total = {}, 0, sum(counts.values())
     for split, count in counts.items():
         advance = None if progress is None else _offset(progress, done, total)

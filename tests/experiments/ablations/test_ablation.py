@@ -27,12 +27,14 @@ from experiments.runs.rows import plan_of_method, run_of
 RECIPE = replace(TINY, depth=6, pretrain_steps=4, steps=8)
 
 
+SEEDS, PAIRED = (0, 1), ("trunk", "conflict")
+
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
-    """Several ablations in one folder, two seeds; the rows they share are trained once."""
+    """Several ablations in one folder, two seeds where seeds are paired; the rows they share are trained once."""
     out = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(options.REGIMES, "plateau", RECIPE)
@@ -49,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
             "copies-moment",
             "even-copies",
         ):
-            command = ["ablate", name, "scenes", "--seeds", "0", "1", "--out", str(out)]
+            command = ["ablate", name, "scenes", "--seeds", *map(str, SEEDS[: 1 + (name in PAIRED)]), "--out", str(out)]
             patch.setattr(sys, "argv", ["dtme", *command])
             cli.main()
     return out
@@ -87,7 +89,7 @@ def test_an_unknown_ablation_lists_all():
 def test_each_leaves_a_figure_and_its_lines(folder: Path, name: str):
     assert "<svg" in (folder / f"ablation-{name}.svg").read_text(encoding="utf-8")
     runs = read_lines(folder / f"ablation-{name}.jsonl")
-    assert len(runs) == 2
+    assert [run["seed"] for run in runs] == [*SEEDS[: 1 + (name in PAIRED)]]
     rows = {row["method"] for row in runs[0]["rows"]}
     assert rows == {"ST", "MT", *(method.name for _, method in ablation_of(name).arms)}
 
