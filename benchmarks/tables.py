@@ -11,7 +11,7 @@ from experiments.tables.doc_tables import fill
 ROOT = Path(__file__).resolve().parents[1]
 
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         print(f"{page.relative_to(ROOT)}: {'made anew' if fill(page, ROOT) else 'as it was'}")
     write_text(ROOT / "docs/speed.md", speed_page(ROOT))
     print("docs/speed.md")

@@ -11,9 +11,9 @@ import tyro
 
 from experiments.dense.backbones.few_images import FewImagesRecipe, few_images_recipe
 from experiments.dense.experiment import Bench
-from experiments.dense.recipe import PLATEAU, SETTLED, TRANSFER, Recipe
+from experiments.dense.recipe import FEW, PLATEAU, SETTLED, TRANSFER, Recipe
 
-REGIMES = {"transfer": TRANSFER, "plateau": PLATEAU, "settled": SETTLED}
+REGIMES = {"transfer": TRANSFER, "few": FEW, "plateau": PLATEAU, "settled": SETTLED}
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Options:
     Attributes:
         suite: `scenes` is rendered; `nuclei` reads real microscopy from `--data`.
         data: Archive or folder of the suite's data.
-        regime: `transfer`: a trunk that knows the tasks meets new images; `plateau`: a small trunk at its end; `settled`: the
-            same trunk, which then moves little.
+        regime: `transfer`: a trunk that knows the tasks meets new images; `few`: it meets few, for
+            many epochs; `plateau`: a small trunk at its end; `settled`: the same trunk, which then moves little.
         seeds: Of first weights and data order; every method runs once per seed, and is compared within seeds.
         steps: Training steps of each row, if not the recipe's.
         width: Channels of the trunk, if not the recipe's: what rows begin with is then trained anew, once.
@@ -41,7 +41,7 @@ class Options:
 
     suite: Annotated[Literal["scenes", "nuclei"], tyro.conf.Positional]
     data: Path | None = None
-    regime: Literal["transfer", "plateau", "settled"] = "plateau"
+    regime: Literal["transfer", "few", "plateau", "settled"] = "plateau"
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int | None = None
     width: int | None = None

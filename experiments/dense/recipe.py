@@ -115,7 +115,10 @@ PRETRAINING = -1
 """The seed of the pretraining's data order and first weights: no row shares it."""
 
 TRANSFER = Recipe()
-"""A trunk that knows the tasks meets new images: the regime of the demo, far from converged."""
+"""A trunk that knows the tasks meets new images, far from converged."""
+
+FEW = replace(TRANSFER, images=(2000, 100, 400), steps=1000, expand_at=0)
+"""The same trunk meets few images for many epochs, as the paper's does: the regime of the demo."""
 
 PLATEAU = Recipe(
     size=32,

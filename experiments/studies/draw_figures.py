@@ -11,8 +11,10 @@ from experiments.ablations import ABLATIONS, ablation_of
 from experiments.figures.ablation_arms import draw
 from experiments.figures.gains import CARRYING, gains_by_cost, gains_by_parameters
 from experiments.figures.score_correlations import score_correlations
+from experiments.figures.training_curves import training_curves
 from experiments.runner.jsonl import read_lines
 from experiments.tables.ablation_table import SUITES
+from experiments.tables.overfitting import looks_as_curves
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = (
@@ -41,17 +43,23 @@ SHOWN = (
     ),
 )
 """Of all rows at the weights in common use, those that the findings argue with first."""
+LOOKED_AT = ("MT", "MT 2x", "TM+TE")
+"""Rows whose losses on images trained on and on others are drawn."""
 
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "dtme"  # the same results give the same file
-    tables = [*(ROOT / "results").glob("*-plateau*.jsonl"), *(ROOT / "results").glob("*-settled.jsonl")]
-    for path in sorted(tables):
+    kinds = ("*-plateau*.jsonl", "*-settled.jsonl", "*-few-*.jsonl")
+    for path in sorted(path for kind in kinds for path in (ROOT / "results").glob(kind)):
         drawn = ROOT / "docs" / "images" / f"{path.stem}.svg"
         whole = not path.stem.endswith("-plateau")
         runs = [
             {**run, "rows": [row for row in run["rows"] if whole or row["method"] in SHOWN]} for run in read_lines(path)
         ]
         gains_by_cost(runs).savefig(drawn, metadata={"Date": None})
+        print(drawn.relative_to(ROOT))
+    for path in sorted((ROOT / "results").glob("*-few-*.jsonl")):
+        drawn = ROOT / "docs" / "images" / f"{path.stem}-losses.svg"
+        training_curves(looks_as_curves(read_lines(path), LOOKED_AT)).savefig(drawn, metadata={"Date": None})
         print(drawn.relative_to(ROOT))
     for ablation in ABLATIONS:
         for path in sorted((ROOT / "results" / "ablations").glob(f"*-{ablation.name}.jsonl")):

@@ -12,7 +12,13 @@ Two methods are held against each other, seed by seed, by
     <!-- compare results/nuclei-plateau.jsonl: Adapt last block > MT 2x; TM+TE > TM+TE random, same cost -->
     <!-- end of table -->
 
-in all seeds, or in those that `results/nuclei-plateau.jsonl seeds 3 4:` names. An ablation, suite beside suite, is
+in all seeds, or in those that `results/nuclei-plateau.jsonl seeds 3 4:` names. How far losses on images trained on and on others
+are apart is
+
+    <!-- overfitting results/scenes-few-100.jsonl: MT; TM+TE -->
+    <!-- end of table -->
+
+An ablation, suite beside suite, is
 
     <!-- ablation insert-rate -->
     <!-- end of table -->
@@ -31,6 +37,7 @@ from experiments.ablations import ablation_of
 from experiments.runner.jsonl import read_lines, rows_of
 from experiments.tables.ablation_table import ablation_table
 from experiments.tables.comparison import against
+from experiments.tables.overfitting import overfitting_table
 from experiments.tables.table import markdown
 from experiments.tables.text_table import markdown as text_markdown
 
@@ -40,6 +47,9 @@ _PLACE = re.compile(
 _PAIRS = re.compile(
     r"(<!-- compare (?P<path>[^\s:]+)( seeds (?P<seeds>[\d ]+))?: (?P<pairs>[^\n]*?) -->\n).*?(<!-- end of table -->)",
     re.DOTALL,
+)
+_OVERFITTING = re.compile(
+    r"(<!-- overfitting (?P<path>[^\s:]+): (?P<methods>[^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
 _ABLATION = re.compile(r"(<!-- ablation (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -67,6 +77,11 @@ def filled(text: str, root: Path) -> str:
     def ablation(found: re.Match[str]) -> str:
         return f"{found[1]}\n{ablation_table(ablation_of(found['name']), root / 'results/ablations')}\n{found[3]}"
 
+    def overfitting(found: re.Match[str]) -> str:
+        methods = [name.strip() for name in found["methods"].split(";")]
+        return f"{found[1]}\n{overfitting_table(read_lines(root / found['path']), methods)}\n{found[4]}"
+
+    text = _OVERFITTING.sub(overfitting, text)
     return _ABLATION.sub(ablation, _PAIRS.sub(comparison, _PLACE.sub(table, text)))
 
 

@@ -11,10 +11,10 @@ from experiments.tables.doc_tables import fill, filled
 from experiments.tables.table import markdown
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_no_table_has_drifted_from_its_results(page: Path):
     text = page.read_text(encoding="utf-8")
     assert filled(text, ROOT) == text, "make tables"
