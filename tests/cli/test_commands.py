@@ -13,6 +13,7 @@ import torch
 
 import dtme
 from dtme.cli import main
+from dtme.plan.cost import price
 from dtme.report.report import ConflictReport
 
 Answered = Callable[..., Any]
@@ -63,6 +64,7 @@ def test_the_recommended_plan_comes_first_and_the_papers_by_name(mine: Path, ans
     report = dtme.ConflictReport.load("report.json")
     found = answered("plan", "report.json", "--out", "plan.json")
     assert dtme.Plan.load("plan.json") == report.recommended()
+    assert found["cost"] == price(report.recommended(), report.flops).ratio > 1
     assert found["even_weights"] == pytest.approx(report.even_weights())
     assert dtme.Plan.from_dict(answered("plan", "report.json", "--paper")["plan"]) == report.plan()
     copies = answered("plan", "report.json", "--rank", "none")["plan"]["copies"]
@@ -71,7 +73,11 @@ def test_the_recommended_plan_comes_first_and_the_papers_by_name(mine: Path, ans
     assert dear == report.recommended(max_cost=9) != report.recommended()
     assert main(["plan", "report.json"]) == 0
     said = capsys.readouterr().out
-    assert said.index("Try them first") < said.index("The plan, recommended")
+    assert (
+        said.index("Try them first")
+        < said.index("The plan, recommended")
+        < said.index(f"Inference of all tasks: {found['cost']:.2f} times")
+    )
 
 
 def test_a_plan_beyond_the_budget_is_a_no_and_wrong_options_are_usage(mine: Path, answered: Answered):

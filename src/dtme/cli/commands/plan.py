@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from dtme.cli.answer import Answer, UsageError
 from dtme.cli.commands.analyze import even_weights
 from dtme.cli.paths import check_input, check_output
+
+if TYPE_CHECKING:
+    from dtme import ConflictReport, Plan
 
 
 def plan(
@@ -46,7 +49,27 @@ def plan(
     if out is not None:
         chosen.save(out)
     kind = "the paper's" if paper else "recommended"
-    data = {"kind": kind, "plan": chosen.to_dict(), "even_weights": weights, "out": None if out is None else str(out)}
+    cost = _price_of(found, chosen)
+    data = {
+        "kind": kind,
+        "cost": cost,
+        "plan": chosen.to_dict(),
+        "even_weights": weights,
+        "out": None if out is None else str(out),
+    }
     rate = "" if paper else "\nIts parameters learn best at about three times the trunk's learning rate."
     end = "Not written: --out plan.json writes it." if out is None else f"Written: {out}\nNext: dtme cost mine.py {out}"
-    return Answer(data, f"{told}\n\nThe plan, {kind}:\n{chosen}{rate}\n\n{end}")
+    priced = "" if cost is None else f"\nInference of all tasks: {cost:.2f} times the plain model's, by arithmetic."
+    return Answer(data, f"{told}\n\nThe plan, {kind}:\n{chosen}{priced}{rate}\n\n{end}")
+
+
+def _price_of(report: ConflictReport, plan: Plan) -> float | None:
+    """What inference of all tasks costs, as a multiple of the plain model's; `None` where the report cannot tell."""
+    from dtme.plan.cost import price
+
+    if report.flops is None:
+        return None
+    try:
+        return price(plan, report.flops).ratio
+    except ValueError:  # `dtme cost`, which has the model, can
+        return None
