@@ -5,7 +5,7 @@ A page says where a table goes and what it is made of; whatever stands between t
     <!-- table results/nuclei-plateau.jsonl: ST; MT; TM+TE -->
     <!-- end of table -->
 
-Without methods, the table has all rows; the results of `python -m experiments.studies.chance` and
+Without methods, the table has all rows; the results of `python -m experiments.studies.chance`, `.suffering` and of
 `python -m experiments probe` have tables of their own.
 Two methods are held against each other, seed by seed, by
 
@@ -107,6 +107,8 @@ def _table_of(runs: list[dict[str, Any]], path: Path, methods: Sequence[str] | N
         return _rates_and_chance(runs[0]["scores"])
     if "correlations" in runs[0]:
         return _correlations(runs[0]["correlations"])
+    if "by_task" in runs[0]:
+        return _tasks_beside_rates(runs[0]["by_task"])
     rows = [row for run in runs for row in run["rows"]]
     unknown = [name for name in methods or () if name not in {row["method"] for row in rows}]
     if unknown:
@@ -124,6 +126,13 @@ def _rates_and_chance(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -
             f"| {suite} | {state} | {' | '.join(f'{own[name]:.3f}' for name in names)} |"
             for state, own in states.items()
         ]
+    return "\n".join(lines) + "\n"
+
+
+def _tasks_beside_rates(found: Mapping[str, Mapping[str, float]]) -> str:
+    """What became of each task, beside what the analysis said of it before."""
+    lines = ["| | MT against ST, % | mean rate of conflict | size of gradients |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {task} | {own['gain']:+.1f} | {own['rate']:.3f} | {own['size']:.2f} |" for task, own in found.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+
+from dtme.distributed.processes import Processes, patience
 
 CODE = """
 import logging, os, sys, time
@@ -58,3 +61,13 @@ def test_a_rank_that_hangs_at_any_meeting_is_waited_for_aloud(tmp_path: Path):
     assert [out for out, _ in said] == ["heard [0, 1, 2]\n"] * 3
     assert "rank 0 has waited 2 s for the other 2 processes" in said[0][1]
     assert "has waited" not in said[1][1]
+
+
+def test_no_thread_outlives_its_meeting():
+    """Python ends by force what still runs as the process ends, which with torch's compiler in it aborts the process."""
+    before = threading.enumerate()
+    for _ in range(50):
+        with patience(Processes(size=2)):
+            during = threading.enumerate()
+        assert len(during) == len(before) + 1
+        assert threading.enumerate() == before

@@ -192,11 +192,13 @@ def patience(processes: Processes) -> Iterator[None]:
         yield
         return
     arrived = threading.Event()
-    threading.Thread(target=_watch, args=(processes, arrived), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(processes, arrived), daemon=True)
+    watch.start()
     try:
         yield
     finally:
         arrived.set()
+        watch.join()  # a thread that Python ends by force, as the process does, ends the process with it
 
 
 def _watch(processes: Processes, arrived: threading.Event) -> None:

@@ -67,7 +67,7 @@ def _price_of(report: ConflictReport, plan: Plan) -> float | None:
     """What inference of all tasks costs, as a multiple of the plain model's; `None` where the report cannot tell."""
     from dtme.plan.cost import price
 
-    if report.flops is None:
+    if isinstance(report.flops, str):  # why there are none
         return None
     try:
         return price(plan, report.flops).ratio
