@@ -83,12 +83,13 @@ def space_of(p: int = 5) -> TokenSpace:
     return token_space(torch.cov(torch.randn(p, 40, dtype=torch.float64)) + 3 * torch.ones(p, p).double(), 10.0)
 
 
-@pytest.mark.parametrize(("m", "n"), [(7, 4), (1, 5), (3, 1)])
+@pytest.mark.parametrize(("m", "n"), [(7, 4), (3, 2), (1, 5), (3, 1)])
 def test_the_disjoint_rate_is_a_double_loop(m: int, n: int):
     space, one, two = space_of(), torch.randn(m, 5, dtype=torch.float64), torch.randn(n, 5, dtype=torch.float64)
     if m > 1:
         one[1] = 0  # left out
     rates, errors = disjoint_rate(one, two, space)
+    assert rates.dtype == errors.dtype == torch.float64
     for place, basis in enumerate([space.range_basis, space.null_basis]):
         signs = [[float((h @ basis) @ (g @ basis) <= 0) for g in two] for h in one if h.any()]
         table = torch.tensor(signs, dtype=torch.float64)
@@ -104,6 +105,13 @@ def test_the_disjoint_rate_of_nothing_is_unknown():
     rates, errors = disjoint_rate(torch.zeros(2, 5), torch.randn(3, 5), space_of())
     assert rates.tolist() == [0, 0]
     assert errors.tolist() == [math.inf, math.inf]
+    assert rates.dtype == errors.dtype == torch.float64
+
+
+def test_gradients_at_a_right_angle_conflict_though_they_share_no_input():
+    plane = TokenSpace(torch.eye(2), 1, torch.ones(2))
+    assert disjoint_rate(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), plane)[0].tolist() == [1, 1]
+    assert disjoint_rate(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0]]), plane)[0].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.trust import flips, fuzz, kills
+from benchmarks.trust import flips, fuzz, kills, load
 from benchmarks.trust.specimens import SPECIMENS
 
 
@@ -30,6 +30,13 @@ def test_whenever_a_writer_is_killed_one_whole_file_is_there():
     killed, lost = kills.run(2.0, seed=0)
     assert all(killed.values())
     assert not lost
+
+
+def test_who_is_served_beside_an_analysis_gets_the_right_answers():
+    answers, wrong, grown = load.run(3.0)
+    assert {"coroutines", "analysis"} | {f"thread {place}" for place in range(load.THREADS)} == set(answers)
+    assert not wrong
+    assert grown < load.MOST_GROWTH
 
 
 @given(st.binary(max_size=300))
