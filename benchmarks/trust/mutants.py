@@ -44,7 +44,12 @@ class Part:
 PARTS = {
     "measure": Part(
         ("measure/token_space.py", "measure/conflict.py", "measure/rates.py"),
-        ("measure/test_token_space.py", "measure/test_conflict.py", "measure/test_rates.py", "method/test_numbers_by_hand.py"),
+        (
+            "measure/test_token_space.py",
+            "measure/test_conflict.py",
+            "measure/test_rates.py",
+            "method/test_numbers_by_hand.py",
+        ),
     ),
     "plan": Part(
         ("plan/plan.py", "plan/rates.py", "plan/placement.py"),
