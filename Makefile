@@ -2,7 +2,7 @@ PYTHON ?= python3
 OLDEST_PYTHON ?= python3.10
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage zoo overhead findings tables bench lower-bounds trust lint docs clean
+.PHONY: setup demo test coverage zoo overhead findings tables bench lower-bounds trust mutants lint docs clean
 
 setup: .venv/.ready-test
 
@@ -50,6 +50,10 @@ SECONDS ?= 300
 trust: .venv/.ready-test
 	$(BIN)/python -m benchmarks.trust --seconds $(SECONDS)
 
+# Small changes of the core, and those of them that no test notices; PARTS="plan routing" tries some parts of it.
+mutants: .venv/.ready-mutants
+	$(BIN)/python -m benchmarks.trust.mutants $(PARTS)
+
 lint: .venv/.ready-test
 	$(BIN)/ruff check src experiments tests examples benchmarks
 	$(BIN)/ruff format --check src experiments tests examples benchmarks
@@ -60,7 +64,7 @@ docs: .venv/.ready-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf .venv .venv-lower runs docs/_build
+	rm -rf .venv .venv-lower runs docs/_build mutants
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import base64
 import contextlib
 import json
+import logging
 import random
+import re
+import sys
 import tempfile
 import time
 import warnings
@@ -15,6 +20,10 @@ from typing import Any
 
 from benchmarks.trust.specimens import SPECIMENS, Specimen
 
+CORPUS = Path(__file__).with_name("corpus.json")
+"""By reader a few inputs, in base64: for each kind of answer the shortest of those that were tried."""
+MOST_KEPT = 16
+"""Inputs of a reader in the corpus."""
 SLOWEST = 5.0
 """Seconds that no answer may take."""
 _STRANGE: tuple[Any, ...] = (
@@ -89,30 +98,44 @@ def _spoil_json(content: bytes, chance: random.Random) -> bytes:
 
 def find_fault(specimen: Specimen, folder: Path) -> str | None:
     """What is wrong with a reader's answer to the file in a folder; `None` where nothing is."""
-    began = time.monotonic()
+    return _answer(specimen, folder)[0]
+
+
+def _answer(specimen: Specimen, folder: Path) -> tuple[str | None, str]:
+    """What is wrong with an answer, and of what kind it is."""
+    began, kind = time.monotonic(), "read"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             specimen.read(folder)
     except (ValueError, OSError) as error:
         told = str(error)
+        kind = re.sub(r"[^a-z ]+", "", re.sub(r"'[^']*'|\S*[/\d]\S*", "", told))[:30]
         named = any(name in told for name in (specimen.name, *specimen.beside)) or str(folder) in told
         if type(error).__module__ in ("builtins", "json.decoder") and isinstance(
             error, UnicodeError | json.JSONDecodeError
         ):
-            return f"{type(error).__name__}: {told[:150]}"
+            return f"{type(error).__name__}: {told[:150]}", kind
         if not named and "plan" not in told:
-            return f"unnamed {type(error).__name__}: {told[:150]}"
+            return f"unnamed {type(error).__name__}: {told[:150]}", kind
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return f"{type(error).__name__}: {str(error)[:150]}"
+        return f"{type(error).__name__}: {str(error)[:150]}", kind
     seconds = time.monotonic() - began
-    return f"took {seconds:.1f} s" if seconds > SLOWEST else None
+    return (f"took {seconds:.1f} s" if seconds > SLOWEST else None), kind
 
 
-def run(seconds: float, seed: int, only: Sequence[str] = ()) -> tuple[Counter[str], dict[str, bytes]]:
+def run(
+    seconds: float, seed: int, only: Sequence[str] = (), kinds: dict[tuple[str, str], bytes] | None = None
+) -> tuple[Counter[str], dict[str, bytes]]:
     """Spoil and read for so long, every reader in turn.
+
+    Args:
+        seconds: How long.
+        seed: Of what is drawn.
+        only: Names of files, to spoil no others.
+        kinds: Is given, by reader and kind of answer, the shortest input.
 
     Returns:
         Inputs by reader, and by fault the first input that showed it.
@@ -133,7 +156,47 @@ def run(seconds: float, seed: int, only: Sequence[str] = ()) -> tuple[Counter[st
                 spoilt = spoil(whole[one.name], chance)
                 (folders[one.name] / one.name).write_bytes(spoilt)
                 inputs[one.name] += 1
-                fault = find_fault(one, folders[one.name])
+                fault, kind = _answer(one, folders[one.name])
+                if kinds is not None:
+                    kinds[one.name, kind] = min(kinds.get((one.name, kind), spoilt), spoilt, key=len)
                 if fault is not None:
                     faults.setdefault(f"{one.name}: {fault}", spoilt)
     return inputs, faults
+
+
+def main() -> None:
+    """Go on to so many inputs from where the last call has come to, and fail where one found something."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trust.fuzz", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="at most")
+    parser.add_argument("--state", type=Path, default=Path("runs/fuzz.json"), help="what was found so far")
+    parser.add_argument("--corpus", action="store_true", help=f"write {CORPUS.name} anew from what is tried now")
+    options = parser.parse_args()
+    logging.getLogger("dtme").setLevel(logging.ERROR)
+    state: dict[str, Any] = {"rounds": 0, "inputs": {}, "faults": []}
+    if options.state.exists():
+        state = json.loads(options.state.read_text(encoding="utf-8"))
+    until, kinds = time.monotonic() + options.seconds, dict[tuple[str, str], bytes]()
+    while sum(state["inputs"].values()) < options.inputs and time.monotonic() < until:
+        inputs, faults = run(min(60.0, until - time.monotonic()), state["rounds"], kinds=kinds)
+        state["rounds"] += 1
+        state["inputs"] = dict(Counter(state["inputs"]) + inputs)
+        state["faults"] += [fault for fault in faults if fault not in state["faults"]]
+        options.state.parent.mkdir(parents=True, exist_ok=True)
+        options.state.write_text(json.dumps(state, indent=1), encoding="utf-8")
+        print(
+            f"{sum(state['inputs'].values())} inputs for {len(inputs)} readers, faults: {len(state['faults'])}",
+            flush=True,
+        )
+    if options.corpus:
+        kept: dict[str, list[str]] = {}
+        for (name, _), content in sorted(kinds.items(), key=lambda one: len(one[1])):
+            if len(kept.setdefault(name, [])) < MOST_KEPT:
+                kept[name].append(base64.b64encode(content).decode())
+        CORPUS.write_text(json.dumps(kept, indent=0) + "\n", encoding="utf-8")
+    print("\n".join(f"  {fault}" for fault in state["faults"]))
+    sys.exit(bool(state["faults"]))
+
+
+if __name__ == "__main__":
+    main()

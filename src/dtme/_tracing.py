@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -19,6 +19,21 @@ def runs_as_written(hook: Hook) -> Hook:
     """A hook that older versions of torch leave out of what they compile: a graph ends before it, and another goes on behind."""
     disable: Any = torch.compiler.disable
     return hook if COMPILES_HOOKS else disable(hook)
+
+
+def of_this_thread(hook: Hook) -> Hook:
+    """A hook that heeds the thread it was made in alone: others may use the model at the same time.
+
+    And those of torch on the way back, where checkpointing runs again what this thread ran before.
+    """
+    own = threading.get_ident()
+
+    def heed(*given: Any, **named: Any) -> Any:
+        if threading.get_ident() == own or torch._C._current_graph_task_id() != -1:
+            return hook(*given, **named)
+        return None
+
+    return cast(Hook, heed)
 
 
 class OfThread(threading.local, Generic[T]):

@@ -146,6 +146,32 @@ def test_an_analysis_beside_inference_in_another_thread():
     torch.testing.assert_close(beside.range_rate, alone.range_rate, equal_nan=True)
 
 
+def test_an_analysis_sees_its_own_thread_alone():
+    """Another thread runs the model on more samples in the middle of the analysis: in its rates and FLOPs they do not count."""
+    base, other = planned(Small(), modulate={"blocks.1": TASKS}), features(7, 3)
+    alone = dtme.analyze(copy.deepcopy(base), losses, [features()])
+    want, found = expected(base, other), list[dict[str, Tensor]]()
+
+    def losses_beside(model: Any, x: Tensor) -> dict[str, Tensor]:
+        def serve() -> None:
+            with torch.no_grad(), dtme.tasks(model, "a"):
+                found.append(model(other))
+
+        thread = threading.Thread(target=serve)
+        handle = model.blocks[1].register_forward_pre_hook(
+            lambda *_: (handle.remove(), thread.start(), thread.join())[0]
+        )
+        return losses(model, x)
+
+    beside = dtme.analyze(base, losses_beside, [features()])
+    assert len(found) > 1
+    assert all(torch.allclose(one["a"], want["a"]) for one in found)
+    for name in ("range_rate", "null_rate", "gradient_size", "spectrum"):
+        torch.testing.assert_close(getattr(beside, name), getattr(alone, name), equal_nan=True)
+    assert beside.flops == alone.flops
+    assert beside.range_rank == alone.range_rank
+
+
 def test_a_block_with_a_shared_part_that_is_modulated():
     base = with_shared_mlp()
     assert isinstance(base.blocks[0], Block)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from dtme.inserts.low_rank import low_rank_update
@@ -58,6 +59,38 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen: str):
     parts = {"linear": linear, "inputs": inputs, "down": down, "up": up}
     parts[frozen].requires_grad_(False)
     assert_alike((linear, inputs, down, up))
+
+
+class Products(TorchDispatchMode):
+    """Counts the products and sums that are taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("mm", "bmm", "baddbmm", "addmm", "sum")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("trained", "products"),
+    [
+        (("inputs", "linear", "down", "up"), 7),  # B^T g; its two for the inputs; one each for W, the bias, A and B
+        (("inputs",), 3),
+        (("linear",), 2),
+        (("down",), 2),
+        (("up",), 1),
+    ],
+)
+def test_no_product_is_taken_on_the_way_back_that_nothing_asks_for(trained: tuple[str, ...], products: int):
+    linear, inputs, down, up = given()
+    for name, part in {"inputs": inputs, "linear": linear, "down": down, "up": up}.items():
+        part.requires_grad_(name in trained)
+    outputs = ours(linear, inputs, down, up)
+    with Products() as taken:
+        outputs.backward(torch.ones_like(outputs))
+    assert taken.count == products
 
 
 def test_the_outputs_are_written_over_and_no_other_memory_is_taken_for_them():

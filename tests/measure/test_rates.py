@@ -64,6 +64,37 @@ def test_one_sample_has_no_finite_error_and_nothing_counted_no_share():
     assert sums.zero_share() == 0
 
 
+def test_what_was_not_counted_is_not_a_number_and_the_diagonal_is_zero():
+    conflicts, sums = drawn_conflicts(), RateSums(4)
+    sums.add(conflicts, [3, 0, 1], torch.full((SAMPLES,), 10))
+    found, rates = sums.rates_or_nan(), sums.rates()
+    for i in range(4):
+        for j in range(4):
+            if i == j:
+                assert found[:, i, j].tolist() == [0, 0]
+            elif 2 in (i, j):
+                assert found[:, i, j].isnan().all()
+            else:
+                assert torch.equal(found[:, i, j], rates[:, i, j])
+    assert sums.tokens().tolist() == [10 * SAMPLES, 10 * SAMPLES, 0, 10 * SAMPLES]
+
+
+def test_sums_of_two_processes_add_up_to_those_of_both():
+    conflicts, both, apart = drawn_conflicts(), RateSums(K), [RateSums(K), RateSums(K)]
+    both.add(conflicts, [0, 1, 2], torch.full((SAMPLES,), 10))
+    for own, which in zip(apart, (slice(0, 5), slice(5, SAMPLES)), strict=True):
+        own.add(rows(conflicts, which), [0, 1, 2], torch.full((which.stop - which.start,), 10))
+    for whole, one, other in zip(both.sums(), *(own.sums() for own in apart), strict=True):
+        assert whole.dtype == torch.float64
+        assert whole.any()
+        assert torch.equal(whole, one + other)
+    for tensor in apart[0].sums():
+        tensor.zero_()
+    assert not apart[0].rates().any()
+    assert apart[0].zero_share() == 0
+    assert all(not tensor.any() for tensor in vars(apart[0]).values())
+
+
 def test_intervals_hold_the_true_rate_as_often_as_they_say():
     """Tokens of one sample conflict together with a probability of the sample's own; 400 analyses of 40 samples."""
     held, level = 0, 0.9
@@ -83,12 +114,13 @@ def space_of(p: int = 5) -> TokenSpace:
     return token_space(torch.cov(torch.randn(p, 40, dtype=torch.float64)) + 3 * torch.ones(p, p).double(), 10.0)
 
 
-@pytest.mark.parametrize(("m", "n"), [(7, 4), (1, 5), (3, 1)])
+@pytest.mark.parametrize(("m", "n"), [(7, 4), (3, 2), (1, 5), (3, 1)])
 def test_the_disjoint_rate_is_a_double_loop(m: int, n: int):
     space, one, two = space_of(), torch.randn(m, 5, dtype=torch.float64), torch.randn(n, 5, dtype=torch.float64)
     if m > 1:
         one[1] = 0  # left out
     rates, errors = disjoint_rate(one, two, space)
+    assert rates.dtype == errors.dtype == torch.float64
     for place, basis in enumerate([space.range_basis, space.null_basis]):
         signs = [[float((h @ basis) @ (g @ basis) <= 0) for g in two] for h in one if h.any()]
         table = torch.tensor(signs, dtype=torch.float64)
@@ -104,6 +136,13 @@ def test_the_disjoint_rate_of_nothing_is_unknown():
     rates, errors = disjoint_rate(torch.zeros(2, 5), torch.randn(3, 5), space_of())
     assert rates.tolist() == [0, 0]
     assert errors.tolist() == [math.inf, math.inf]
+    assert rates.dtype == errors.dtype == torch.float64
+
+
+def test_gradients_at_a_right_angle_conflict_though_they_share_no_input():
+    plane = TokenSpace(torch.eye(2), 1, torch.ones(2))
+    assert disjoint_rate(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), plane)[0].tolist() == [1, 1]
+    assert disjoint_rate(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0]]), plane)[0].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -56,6 +56,27 @@ def test_a_threshold_leaves_out_the_tasks_of_peaceful_pairs():
     assert not place_inserts(known, Inserts(0.25, expansion=False), threshold=0.95).blocks
 
 
+@pytest.mark.parametrize(("threshold", "placed"), [(0.0, "abc"), (0.25, "abc"), (0.75, "ab"), (1.0, "")])
+def test_a_threshold_is_a_rate_from_which_on_tasks_are_taken(threshold: float, placed: str):
+    known, _ = both()
+    known.range_rate[0] = torch.tensor([[0.0, 0.75, 0.25], [0.75, 0.0, 0.25], [0.25, 0.25, 0.0]])
+    plan = place_inserts(known, Inserts(0.25, expansion=False), threshold=threshold)
+    assert plan.modulate.get("blocks.0", ()) == tuple(placed)
+
+
+@pytest.mark.parametrize("threshold", [-0.01, 1.01, 2.0])
+def test_a_threshold_that_is_no_rate_is_refused(threshold: float):
+    with pytest.raises(ValueError, match=f"pair_threshold={threshold}: give a rate"):
+        place_inserts(both()[0], Inserts(), threshold=threshold)
+
+
+def test_random_blocks_are_those_of_seed_0_unless_another_is_given():
+    known, _ = both()
+    assert place_inserts(known, Inserts(0.25), "random") == place_inserts(known, Inserts(0.25), "random", seed=0)
+    drawn = {str(place_inserts(known, Inserts(0.25), "random", seed=seed).to_dict()) for seed in range(20)}
+    assert len(drawn) > 5
+
+
 def test_an_insert_of_nothing_and_a_share_of_none_are_refused():
     with pytest.raises(ValueError, match=r"fraction=1\.5: give a share"):
         Inserts(1.5)

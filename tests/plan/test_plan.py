@@ -46,6 +46,23 @@ def test_a_file_keeps_a_plan(tmp_path: Path):
     assert plan != dtme.Plan(("a", "b"), {"x": ("a",)})
 
 
+def test_a_plan_is_laid_out_for_editing_and_mentions_copies_where_there_are_some():
+    plan = dtme.Plan(("a", "b"), {"x": ("a",)})
+    assert plan.to_json().splitlines()[:2] == ["{", '  "format": "dtme.plan",']
+    assert set(plan.to_dict()) == {
+        "tasks", "modulate", "expand", "adapt", "tokens_per_task", "rank", "modulator", "joint_tokens", "adapt_layers",
+    }  # fmt: skip
+    copied = dtme.Plan(("a", "b"), copies={"x": ("a",)}, notes=("said",))
+    assert set(copied.to_dict()) == {*plan.to_dict(), "copies"}
+    assert dtme.Plan.from_json(copied.to_json()) == copied
+    assert "blocks.7" in str(dtme.Plan(("a", "b"), {"blocks.7": ("a",)}))
+
+
+def test_what_is_no_plan_is_told_by_its_kind():
+    with pytest.raises(ValueError, match=r"^mine is a list, no plan"):
+        dtme.Plan.from_dict(["a"], "mine")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_plan_without_optional_fields_is_read():
     text = json.dumps({"format": "dtme.plan", "version": 1, "tasks": ["a", "b"], "modulate": {"x": ["a"]}})
     assert dtme.Plan.from_json(text) == dtme.Plan(("a", "b"), {"x": ("a",)})

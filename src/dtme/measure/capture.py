@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dtme._shapes import Bool, Float
+from dtme._tracing import of_this_thread
 from dtme.streams.routing import leading_shape
 from dtme.streams.tensor import Streams, gather, stream_of
 from dtme.trunk.batch_dim import check_samples, check_square
@@ -167,7 +168,7 @@ def capture(
     differentiable: bool,
     token_mask: TokenMask | None = None,
 ) -> Iterator[Capture]:
-    """Catch the tokens entering `blocks` while the context lasts.
+    """Catch the tokens entering `blocks` in this thread while the context lasts.
 
     Args:
         blocks: Modules by name.
@@ -186,7 +187,7 @@ def capture(
     hook = partial(_catch, caught, differentiable)
     # Prepended: the tokens are wanted as they come, before any insert of a plan already applied.
     handles = [
-        block.register_forward_pre_hook(partial(hook, name), with_kwargs=True, prepend=True)
+        block.register_forward_pre_hook(of_this_thread(partial(hook, name)), with_kwargs=True, prepend=True)
         for name, block in blocks.items()
     ]
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dtme._tracing import of_this_thread
 from dtme._wrappers import modules_by_any_name, modules_by_name, named_modules
 from dtme.attach.apply import is_applied
 from dtme.attach.block_trial import find_late_part, try_insert
@@ -109,19 +110,19 @@ class _PassCount:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Follow the pass that runs in this context."""
-        handles = []
+        handles, own = [], of_this_thread
         for module in self.model.modules():
-            handles.append(module.register_forward_pre_hook(partial(self._step, 1)))
-            handles.append(module.register_forward_hook(partial(self._step, -1)))
+            handles.append(module.register_forward_pre_hook(own(partial(self._step, 1))))
+            handles.append(module.register_forward_hook(own(partial(self._step, -1))))
         for name, block in self.blocks.items():
-            handles.append(block.register_forward_pre_hook(partial(self._enter_block, name), with_kwargs=True))
-            handles.append(block.register_forward_hook(partial(self._leave_block, name)))
-            for part, own in self.parts[name].items():
-                handles.append(own.module.register_forward_pre_hook(partial(self._enter_part, name, part)))
-                handles.append(own.module.register_forward_hook(partial(self._leave_part, part)))
+            handles.append(block.register_forward_pre_hook(own(partial(self._enter_block, name)), with_kwargs=True))
+            handles.append(block.register_forward_hook(own(partial(self._leave_block, name))))
+            for part, tally in self.parts[name].items():
+                handles.append(tally.module.register_forward_pre_hook(own(partial(self._enter_part, name, part))))
+                handles.append(tally.module.register_forward_hook(own(partial(self._leave_part, part))))
         for branch in self.branches:
-            handles.append(branch.register_forward_pre_hook(self._enter_branch))
-            handles.append(branch.register_forward_hook(self._leave_branch))
+            handles.append(branch.register_forward_pre_hook(own(self._enter_branch)))
+            handles.append(branch.register_forward_hook(own(self._leave_branch)))
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole layer, which no formula is known of
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dtme._pytree import tensors_of
 from dtme._shapes import Float
+from dtme._tracing import of_this_thread
 from dtme.measure.capture import Capture
 
 ROUNDING = 16.0
@@ -186,7 +187,7 @@ def catch_outputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[T
         caught[name] += [tensor for tensor in tensors_of(output) if tensor.requires_grad]
 
     handles = [
-        module.register_forward_hook(lambda module, args, output, name=name: catch(name, output))
+        module.register_forward_hook(of_this_thread(lambda module, args, output, name=name: catch(name, output)))
         for name, module in modules.items()
     ]
     try:
