@@ -79,6 +79,12 @@ def test_what_was_not_counted_is_not_a_number_and_the_diagonal_is_zero():
     assert sums.tokens().tolist() == [10 * SAMPLES, 10 * SAMPLES, 0, 10 * SAMPLES]
 
 
+def test_one_token_is_enough_for_a_rate():
+    one, sums = torch.tensor([[[0, 1], [1, 0]]]), RateSums(2)
+    sums.add(Conflicts(one, one, 0 * one), [0, 1], torch.tensor([1]))
+    assert sums.rates_or_nan()[:, 0, 1].tolist() == [1, 0]
+
+
 def test_sums_of_two_processes_add_up_to_those_of_both():
     conflicts, both, apart = drawn_conflicts(), RateSums(K), [RateSums(K), RateSums(K)]
     both.add(conflicts, [0, 1, 2], torch.full((SAMPLES,), 10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dtme.measure.moments import _checked_space
 from dtme.measure.token_space import TokenSpace, second_moment, token_space
 
 
@@ -68,3 +69,18 @@ def test_the_rank_by_hand(energies: tuple[float, ...], ratio: float, rank: int):
     moment = torch.diag(torch.tensor(energies, dtype=torch.float64))
     assert token_space(moment, ratio).rank == rank
     assert token_space(1000 * moment, ratio).rank == rank
+
+
+@pytest.mark.parametrize(
+    ("moment", "says"),
+    [
+        (torch.ones(1, 1), "block 'blocks.3' are all zero or of one channel"),
+        (torch.zeros(3, 3), "block 'blocks.3' are all zero or of one channel"),
+        (torch.full((2, 2), float("inf")), "enter block 'blocks.3' are not finite"),
+        (torch.full((2, 2), float("nan")), "enter block 'blocks.3' are not finite"),
+    ],
+)
+def test_tokens_that_span_no_space_are_refused_by_the_block(moment: torch.Tensor, says: str):
+    with pytest.raises(ValueError, match=says):
+        _checked_space("blocks.3", moment.double(), 100.0)
+    assert _checked_space("blocks.3", torch.eye(2).double(), 100.0).rank == 1

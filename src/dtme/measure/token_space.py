@@ -74,4 +74,4 @@ def token_space(moment: Float[Tensor, "p p"], variance_ratio: float) -> TokenSpa
     left = energy.flip(0).cumsum(0).flip(0)[1:]  # summed from the small end: subtracting from the total would cancel
     fits = kept[:-1] <= variance_ratio * left
     rank = int(fits.nonzero().max()) + 1 if bool(fits.any()) else 1
-    return TokenSpace(basis, min(max(rank, 1), len(energy) - 1), energy)
+    return TokenSpace(basis, rank, energy)
