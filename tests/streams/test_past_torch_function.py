@@ -100,10 +100,38 @@ def test_a_view_that_would_not_see_what_is_written_is_named():
         model(features())
 
 
-def test_torchjd_is_told_to_use_the_gradients_of_parameters():
+def losses_of(model: Small) -> Tensor:
+    return torch.stack([output.square().mean() for output in model(features()).values()])
+
+
+PLANS: list[dict[str, Any]] = [
+    {"modulate": {"blocks.1": TASKS}, "copies": {"blocks.2": TASKS[1:2]}},
+    {"expand": {"blocks.1": TASKS[:1]}},
+    {"adapt": {"blocks.1": TASKS}, "rank": 2, "modulate": {"blocks.0": TASKS[:1]}},
+]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of gradients under vmap, which the engine takes
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "+".join(plan))
+def test_torchjds_engine_counts_every_parameter_of_streams_and_inserts(plan: dict[str, Any]):
+    engine = pytest.importorskip("torchjd.autogram").Engine
+    model = planned(Small(), **plan)
+    rows = [
+        torch.cat([torch.zeros(q.numel()).double() if g is None else g.flatten() for g, q in zip(of, own, strict=True)])
+        for own in [list(model.parameters())]
+        for of in [torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True) for loss in losses_of(model)]
+    ]
+    jacobian = torch.stack(rows)
+    kept = engine(model, batch_dim=None)  # behind the blocks stands a norm, which every stream runs through
+    torch.testing.assert_close(kept.compute_gramian(losses_of(model)), jacobian @ jacobian.T)
+
+
+def test_torchjds_engine_by_rows_is_refused():
     engine = pytest.importorskip("torchjd.autogram").Engine
     model = planned(Small(), modulate={"blocks.1": TASKS})
-    kept = engine(model, batch_dim=None)
-    with pytest.raises(RuntimeError, match=r"AutogramNode.*torchjd\.autojac"):
+    kept = engine(model, batch_dim=0)
+    with pytest.raises(
+        RuntimeError, match=r"Engine\(batch_dim=.*several streams.*batch_dim=None, or use torchjd\.autojac"
+    ):
         model(features())
     del kept

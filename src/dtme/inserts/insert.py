@@ -19,7 +19,7 @@ from dtme.inserts.expandable import fixed_positions
 from dtme.inserts.host import Host, wide_dtype
 from dtme.inserts.layer_updates import adapted_layers, layer_key
 from dtme.inserts.loading import read_scale
-from dtme.inserts.low_rank import LowRank
+from dtme.inserts.low_rank import LowRank, is_watched_when_called
 from dtme.inserts.modulation import TokenStatistics
 from dtme.inserts.task_tokens import draw_task_tokens
 from dtme.plan.plan import Plan
@@ -221,7 +221,7 @@ def inserted_names(model: nn.Module) -> set[str]:
 
 
 def values_of(insert: Insert) -> dict[str, Any]:
-    """The insert's own parameters, brought from where they are kept if they are kept elsewhere."""
-    if "_hf_hook" in vars(insert):  # accelerate's, which acts when a module is called
+    """The insert's own parameters, brought from elsewhere if they are kept there, and seen by who watches modules."""
+    if is_watched_when_called(insert):
         return insert()
     return dict(insert._parameters)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from dtme._tracing import runs_as_written
 from dtme.inserts.call_state import Calls
 from dtme.inserts.host import Host
-from dtme.inserts.low_rank import LowRank, low_rank_update
+from dtme.inserts.low_rank import LowRank, is_watched_when_called, low_rank_update
 from dtme.streams.lanes import rows_of
 from dtme.trunk.attention import Opened, open_attention
 from dtme.trunk.linear_layers import Linear, linear_layers
@@ -178,6 +178,6 @@ def _updated(
         )
     if not len(places):
         return outputs
-    down, up = own.update() if "_hf_hook" in vars(own.update) else (own.update.down, own.update.up)
+    down, up = own.update() if is_watched_when_called(own.update) else (own.update.down, own.update.up)
     down, up = rows_of(down, places, 0.0), rows_of(up, places, 0.0)
     return low_rank_update(inputs, outputs, down, up[:, channels], dim, fresh=fresh, linear=linear)

@@ -48,6 +48,24 @@ class LowRank(nn.Module):
         return self.down, self.up
 
 
+def is_watched_when_called(module: nn.Module) -> bool:
+    """Whether something acts when a module is called: accelerate, which brings its weights, or TorchJD, which counts them.
+
+    Raises:
+        RuntimeError: TorchJD's engine is told which dimension holds the samples.
+    """
+    for hook in module._forward_hooks.values():
+        if type(getattr(getattr(hook, "gramian_computer", None), "jacobian_computer", None)).__name__ == _BY_ROWS:
+            raise RuntimeError(
+                "torchjd.autogram.Engine(batch_dim=...) takes every row of a batch for a sample of its own, and a block with "
+                "inserts runs on those of several streams. Give it batch_dim=None, or use torchjd.autojac."
+            )
+    return bool("_hf_hook" in vars(module) or module._forward_hooks)
+
+
+_BY_ROWS = "FunctionalJacobianComputer"
+
+
 def low_rank_update(
     inputs: Tensor,
     outputs: Tensor,

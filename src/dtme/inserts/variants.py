@@ -20,6 +20,7 @@ from dtme._tracing import runs_as_written
 from dtme.inserts.block_copies import make_weights
 from dtme.inserts.call_state import Calls, CallState
 from dtme.inserts.host import Host
+from dtme.inserts.insert import values_of
 from dtme.inserts.task_tokens import append_task_tokens, drop_task_tokens, tokens_of_lanes
 from dtme.streams.joining import join_outputs
 from dtme.streams.lanes import Lanes, Places, at, choose_lanes
@@ -104,7 +105,8 @@ class VariantForward:
     def _run_variant(self, variant: Variant, call: BlockCall, state: CallState) -> Any:
         if not variant.expanded:
             return self._run(variant.copy, call.args, call.kwargs)
-        stacked: Tensor = self.block._modules["dtme"].tokens  # pyright: ignore[reportOptionalMemberAccess, reportAssignmentType]
+        insert: Any = self.block._modules["dtme"]
+        stacked: Tensor = values_of(insert)["tokens"]
         places = at(state.places(self.expanded), variant.lanes)
         extra = tokens_of_lanes(stacked, places, call.rows, len(places))
         longer = append_task_tokens(self.host, self.block, call, extra)

@@ -7,6 +7,7 @@
 - `joining`: one output of parts of a block that ran one after the other.
 - `routing`: which tasks a pass computes, and which row belongs to which task.
 - `fsdp`: streams under FSDP2.
+- `torchjd`: streams under TorchJD's engine of Gramians.
 """
 
 from dtme._moved import moved

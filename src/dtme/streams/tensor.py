@@ -18,11 +18,11 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from dtme.streams.groups import Groups, common
+from dtme.streams.torchjd import is_of_engine, watch_each
 
 _ONE_VALUE = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 _ONE_VALUE |= {"is_nonzero", "equal", "allclose"}
 _ONE_ARRAY = {"numpy", "__array__", "__dlpack__"}
-
 
 _OF_THE_ONE = (Tensor.grad_fn.__get__, Tensor.requires_grad.__get__)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 """What of lifted streams is told by the one tensor that they hang from."""
@@ -121,7 +121,6 @@ _LEFT_NO_BRANCH = (
     "apply(..., branches={{task: module}}) the module where each task leaves, or run one task: with dtme.tasks(model, task)."
 )
 
-
 _TAKEN_FOR_ONE = (
     "{name}, a torch.autograd.Function, took the streams of {groups} for one tensor, so that gradients would be lost. {remedy} "
     "Or run one task: with dtme.tasks(model, task)."
@@ -129,7 +128,6 @@ _TAKEN_FOR_ONE = (
 _REMEDIES = {
     "CheckpointFunction": "For activation checkpointing say use_reentrant=False.",
     "BackwardHookFunction": "Register the backward hook (Grad-CAM, captum) on a block, inside one or in a branch.",
-    "AutogramNode": "TorchJD's autogram engine does so: use torchjd.autojac, whose gradients are those of the parameters.",
 }
 _OTHERWISE = "Call it inside a block, or in the branches."
 _ALIASED = (
@@ -195,6 +193,8 @@ def _parts_of(streams: Streams) -> tuple[Tensor, ...]:
         return streams._streams
     if _is_lifted(streams):
         return _Lower.apply(streams)
+    if is_of_engine(made_by):
+        return watch_each(made_by, streams, streams._groups, stream_of)
     name = type(made_by).__name__.removesuffix("Backward")
     raise RuntimeError(_TAKEN_FOR_ONE.format(name=name, groups=streams._groups, remedy=_REMEDIES.get(name, _OTHERWISE)))
 
