@@ -10,7 +10,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[2]
-LINES = 18_600
+LINES = 18_700
 
 
 @pytest.fixture(scope="module")
