@@ -4,7 +4,6 @@
 - `fuzz`: spoilt files for every reader, each answered by its own error.
 - `flips`: one flipped bit in what was written, which no reader may take.
 - `kills`: writers that are killed at any moment, and what is there afterwards.
-- `training`: the study's command line, killed at any moment, and whether it ends in the same bits; by itself, it takes long.
-- `load`: a model that serves threads and coroutines while it is analysed; by itself, too.
+- `load`: a model that serves threads and coroutines while it is analysed; by itself, as long as it is told.
 - `mutants`: small changes of the core, each of which some test has to notice; `make mutants`.
 """
