@@ -54,13 +54,15 @@ def is_watched_when_called(module: nn.Module) -> bool:
     Raises:
         RuntimeError: TorchJD's engine is told which dimension holds the samples.
     """
-    for hook in module._forward_hooks.values():
-        if type(getattr(getattr(hook, "gramian_computer", None), "jacobian_computer", None)).__name__ == _BY_ROWS:
+    computers = [getattr(hook, "gramian_computer", None) for hook in module._forward_hooks.values()]
+    counting = [computer for computer in computers if computer is not None]  # other hooks look on, FLOP counters say
+    for computer in counting:
+        if type(getattr(computer, "jacobian_computer", None)).__name__ == _BY_ROWS:
             raise RuntimeError(
                 "torchjd.autogram.Engine(batch_dim=...) takes every row of a batch for a sample of its own, and a block with "
                 "inserts runs on those of several streams. Give it batch_dim=None, or use torchjd.autojac."
             )
-    return bool("_hf_hook" in vars(module) or module._forward_hooks)
+    return "_hf_hook" in vars(module) or bool(counting)
 
 
 _BY_ROWS = "FunctionalJacobianComputer"
