@@ -117,7 +117,7 @@ PRETRAINING = -1
 TRANSFER = Recipe()
 """A trunk that knows the tasks meets new images, far from converged."""
 
-FEW = replace(TRANSFER, images=(2000, 100, 400), steps=1000, expand_at=0)
+FEW = replace(TRANSFER, images=(2000, 100, 400), steps=500, expand_at=0)
 """The same trunk meets few images for many epochs, as the paper's does: the regime of the demo."""
 
 PLATEAU = Recipe(
