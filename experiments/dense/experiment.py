@@ -120,9 +120,7 @@ def _cut(suite: Suite, recipe: Recipe) -> Suite:
     if wanted > len(suite.train):
         raise ValueError(f"images={wanted}: {suite.name} has {len(suite.train)} to train on. Give at most that.")
     rows = torch.randperm(len(suite.train), generator=torch.Generator().manual_seed(0))[:wanted]
-    return replace(
-        suite, train=Split(suite.train.images[rows], {name: own[rows] for name, own in suite.train.targets.items()})
-    )
+    return replace(suite, train=suite.train.some(rows))
 
 
 def _together(one: Split, two: Split) -> Split:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dtme._shapes import Float
 from experiments.dense.backbones.recipe import BackboneRecipe
-from experiments.dense.multi_task_model import MultiTaskModel
+from experiments.dense.multi_task_model import Head, MultiTaskModel
 from experiments.dense.recipe import Recipe
 from experiments.dense.suite import Task
 from experiments.runner.seeds import hash_of
@@ -54,19 +54,6 @@ class MultiTaskViT(MultiTaskModel):
         tokens = self.trunk(images)[:, self.trunk.num_prefix_tokens :]
         features = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         return {task: head(features) for task, head in self.heads.items()}
-
-
-class Head(nn.Sequential):
-    """A 3x3 convolution with batch norm, then a linear map from each token to the pixels of its patch."""
-
-    def __init__(self, width: int, hidden: int, channels: int, patch: int) -> None:
-        super().__init__(
-            nn.Conv2d(width, hidden, 3, padding=1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels * patch * patch, 1),
-            nn.PixelShuffle(patch),
-        )
 
 
 def build(

@@ -25,3 +25,16 @@ class MultiTaskModel(nn.Module):
     def add_task(self, task: Task) -> None:
         """Give a task its head, drawn at random."""
         raise NotImplementedError
+
+
+class Head(nn.Sequential):
+    """A 3x3 convolution with batch norm, then a linear map from each token to the pixels of its patch."""
+
+    def __init__(self, width: int, hidden: int, channels: int, patch: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels * patch * patch, 1),
+            nn.PixelShuffle(patch),
+        )

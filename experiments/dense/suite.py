@@ -106,9 +106,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def first(self, count: int) -> Split:
-        """The first images, at most so many."""
-        return Split(self.images[:count], {name: target[:count] for name, target in self.targets.items()})
+    def some(self, rows: Int[Tensor, " n"] | slice) -> Split:
+        """The named rows alone."""
+        return Split(self.images[rows], {name: target[rows] for name, target in self.targets.items()})
 
     def batch(self, rows: Int[Tensor, " b"] | slice) -> Batch:
         """The named rows: `image`, normalised to about zero mean and unit range, and every task's target."""

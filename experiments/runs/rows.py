@@ -180,7 +180,7 @@ def _look(run: Run, suite: Suite, tasks: Sequence[Task]) -> None:
     """Measure losses and metrics on as many images of the training split as of the other, and on that one."""
     assert isinstance(suite.train, Split)
     settle_statistics(run.model, suite.train)  # training itself reads those of its batches
-    train = suite.train.first(len(suite.test))
+    train = suite.train.some(slice(len(suite.test)))
     for split, images in (("train", train), ("test", suite.test)):
         run.looks.append({"step": run.step, "split": split, **measure(run.model, images, tasks)})
 

@@ -94,7 +94,11 @@ def few_images_recipe(
     backbone, packed = TRUNKS.get(trunk, (trunk, "hub"))
     shape = shape_of(backbone)
     plain = FewImagesRecipe()
-    size = size or 6 * shape.patch
+    size = 6 * shape.patch if size is None else size
+    images = plain.images[1] if images is None else images
+    steps = plain.steps if steps is None else steps
+    if size < 1 or steps < 1:
+        raise ValueError(f"size={size}, steps={steps}: give numbers above 0.")
     return replace(
         plain,
         size=size,
@@ -105,8 +109,8 @@ def few_images_recipe(
         mlp_width=shape.mlp_width,
         backbone=backbone,
         weights=weights or packed,
-        images=(0, images or plain.images[1], plain.images[2]),
-        steps=steps or plain.steps,
-        warmup=min(plain.warmup, (steps or plain.steps) // 10),
-        looks=min(plain.looks, steps or plain.steps),
+        images=(0, images, plain.images[2]),
+        steps=steps,
+        warmup=min(plain.warmup, steps // 10),
+        looks=min(plain.looks, steps),
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dtme._shapes import Float
 from experiments.dense.backbones.recipe import BackboneRecipe
 from experiments.dense.backbones.trunk import autocast, make_trunk
-from experiments.dense.multi_task_model import MultiTaskModel
+from experiments.dense.multi_task_model import Head, MultiTaskModel
 from experiments.dense.suite import Task
 
 
@@ -108,26 +108,12 @@ class Decoder(nn.Module):
         return F.interpolate(small.float(), self.size, mode="bilinear", align_corners=False)
 
 
-class PixelDecoder(nn.Module):
-    """From the tokens at several depths to the pixels of each token's patch, by a convolution and a linear map.
+class PixelDecoder(Head):
+    """The head of the suites' own model, on the tokens at several depths."""
 
-    Args:
-        inputs: Channels of all of them.
-        hidden: Channels behind the 3x3 convolution with batch norm and ReLU.
-        channels: Of the prediction.
-        patch: Pixels a side of a patch.
-    """
-
-    def __init__(self, inputs: int, hidden: int, channels: int, patch: int) -> None:
-        super().__init__()
-        self.unit = nn.Sequential(
-            nn.Conv2d(inputs, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU()
-        )
-        self.predict = nn.Sequential(nn.Conv2d(hidden, channels * patch * patch, 1), nn.PixelShuffle(patch))
-
-    def forward(self, levels: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b out H W"]:
+    def forward(self, levels: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b out H W"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The prediction, in float32."""
-        return self.predict(self.unit(torch.cat(list(levels), 1))).float()
+        return super().forward(torch.cat(list(levels), 1)).float()
 
 
 def quarters(depth: int) -> list[int]:

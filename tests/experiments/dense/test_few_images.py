@@ -125,6 +125,10 @@ def test_a_recipe_takes_the_trunk_s_own_shape():
     assert (large.width, large.attention_heads, large.grid, large.images[1], large.warmup) == (768, 12, (4, 4), 300, 9)
     with pytest.raises(ValueError, match="images=3: a batch has 4"):
         few_images_recipe("dinov2-s", None, None, 3, None)
+    with pytest.raises(ValueError, match="images=0: a batch has 4"):
+        few_images_recipe("dinov2-s", None, None, 0, None)
+    with pytest.raises(ValueError, match="size=84, steps=0: give numbers above 0"):
+        few_images_recipe("dinov2-s", None, None, None, 0)
     with pytest.raises(ValueError, match="looks=0: give 1 to 600"):
         replace(recipe, looks=0)
 
